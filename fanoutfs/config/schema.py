@@ -1,0 +1,83 @@
+"""The settings of one mount: names, units, defaults and ranges, declared once.
+
+Everything that takes or shows a setting (command line, `-o key=value`, status, README's table) is made from
+`MountConfig`'s fields, so that a setting cannot exist in one of them only.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from fanoutfs.records import GIB, KIB, MIB
+
+INDEFINITE: Final = float("inf")
+"""`metadata_ttl_s` for a source that never changes: nothing is ever listed twice."""
+
+
+def default_cache_dir() -> Path:
+    """Return /var/cache/fanoutfs for root, else $XDG_CACHE_HOME/fanoutfs or ~/.cache/fanoutfs."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/fanoutfs")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fanoutfs"
+
+
+def runtime_dir() -> Path:
+    """Return where control sockets live: /run/fanoutfs for root, else $XDG_RUNTIME_DIR/fanoutfs or /tmp/fanoutfs-UID."""
+    if os.geteuid() == 0:
+        return Path("/run/fanoutfs")
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "fanoutfs" if base else Path(f"/tmp/fanoutfs-{os.geteuid()}")
+
+
+def control_socket(mountpoint: Path) -> Path:
+    """Return the control socket of the mount at this (absolute, symlink-free) path."""
+    digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+    return runtime_dir() / f"{digest}.sock"
+
+
+def _setting(default: Any, unit: str, doc: str) -> Any:
+    """Declare a setting: unit is one of size, duration, count, flag, mode, id, text, path."""
+    metadata = {"unit": unit, "doc": doc}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class MountConfig:
+    """One mount, parsed and checked.  Sizes in bytes, durations in seconds, whatever unit the user wrote."""
+
+    source: str
+    """s3://bucket/prefix, gs://, az://, http(s)://, file:///dir or memory://; no credentials in it."""
+    mountpoint: Path
+
+    cache_dir: Path = _setting(default_cache_dir, "path", "where the index and cached data live; one daemon at a time")
+    cache_size: int = _setting(20 * GIB, "size", "hard cap on what the cache directory occupies")
+    free_space_floor: int = _setting(512 * MIB, "size", "disk space the cache never takes: it reads through instead")
+    metadata_ttl: float = _setting(60.0, "duration", "how long a listing is trusted, or `indefinite`")
+    read_only: bool = _setting(False, "flag", "mount read-only (until writing is implemented every mount is)")
+    allow_other: bool = _setting(False, "flag", "let other users in (permissions are always checked by the kernel)")
+    uid: int = _setting(os.getuid, "id", "owner shown for every file")
+    gid: int = _setting(os.getgid, "id", "group shown for every file")
+    file_mode: int = _setting(0o644, "mode", "permission bits shown for files")
+    dir_mode: int = _setting(0o755, "mode", "permission bits shown for directories")
+    prefix: str = _setting("", "text", "only keys below this prefix (same as a path in the source)")
+    endpoint_url: str = _setting("", "text", "S3-compatible endpoint, for example http://127.0.0.1:9000")
+    region: str = _setting("", "text", "region of the bucket")
+    profile: str = _setting("", "text", "profile of the AWS configuration files to take credentials from")
+    small_file_size: int = _setting(128 * KIB, "size", "files up to this size are kept in LMDB")
+    small_cache_share: float = _setting(0.5, "share", "share of cache_size that small files may take (0 to 1)")
+    fill_memory: int = _setting(256 * MIB, "size", "memory for data between the backend and the cache")
+    max_readahead: int = _setting(64 * MIB, "size", "how far a sequential reader is fetched ahead")
+    requests: int = _setting(64, "count", "backend requests in flight at most")
+    fronts: int = _setting(0, "count", "data-plane processes; 0: one per core, at least 2, at most 8")
+    op_timeout: float = _setting(25.0, "duration", "longest time a request may wait for the backend, then EIO")
+    foreground: bool = _setting(False, "flag", "stay in the foreground and log to stderr")
+    log_file: Path | None = _setting(None, "path", "where a background daemon logs; default: fanoutfs.log in the volume's cache")
+    log_level: str = _setting("info", "text", "debug, info, warning or error")
+
+    def front_count(self) -> int:
+        """Return how many fronts to start."""
+        return self.fronts or min(8, max(2, os.cpu_count() or 2))

@@ -1,0 +1,163 @@
+"""Every error fanoutfs raises on purpose, with the errno a reader sees and the exit code a shell sees.
+
+Owned by no process: the layer everything else may import.  Two tables live here and nowhere else:
+
+* `FanoutError.errno_code`: what a FUSE request that meets the error is answered with;
+* `FanoutError.exit_code`: what the command line exits with.  The codes are stable: scripts may test them.
+
+Names say the cause, not the place.  Raise the narrowest class, with the values that explain it in the message:
+the message is shown to a person as one line.
+"""
+
+import errno
+
+
+class FanoutError(Exception):
+    """Base of all errors of this package; the message is one line for a person."""
+
+    errno_code: int = errno.EIO
+    exit_code: int = 1
+
+
+# --- command line and set-up: a mount that cannot start --------------------------------------------------------
+
+
+class UsageError(FanoutError):
+    """An option or argument that makes no sense: unknown key, wrong unit, impossible combination."""
+
+    exit_code = 2
+
+
+class MountpointError(FanoutError):
+    """The mountpoint is missing, not a directory, not empty, or already mounted."""
+
+    exit_code = 10
+
+
+class MountBusyError(FanoutError):
+    """`umount` was refused because a process still uses the mount."""
+
+    exit_code = 11
+
+
+class NotMountedError(FanoutError):
+    """The path names no fanoutfs mount."""
+
+    exit_code = 12
+
+
+class FuseUnavailableError(FanoutError):
+    """No /dev/fuse, no fusermount3, or the kernel is too old."""
+
+    exit_code = 13
+
+
+class MountDeniedError(FanoutError):
+    """The kernel or fusermount3 refused: no privilege, or allow_other without user_allow_other."""
+
+    exit_code = 14
+
+
+class CacheInUseError(FanoutError):
+    """Another daemon holds the lock of the cache directory."""
+
+    exit_code = 15
+
+
+class CacheUnusableError(FanoutError):
+    """The cache directory has the wrong owner or mode, a newer format, or cannot be written."""
+
+    exit_code = 16
+
+
+class DaemonDiedError(FanoutError):
+    """A process of the daemon ended before the mount answered; the log says why."""
+
+    exit_code = 17
+
+
+# --- backend: what an object store can answer ------------------------------------------------------------------
+
+
+class BackendError(FanoutError):
+    """The store failed in a way that a retry will not mend."""
+
+    errno_code = errno.EIO
+    exit_code = 20
+
+
+class CredentialsError(BackendError):
+    """No credentials, or the store rejected them (401, 403 with a signature or expiry code)."""
+
+    errno_code = errno.EACCES
+    exit_code = 21
+
+
+class BucketMissingError(BackendError):
+    """The bucket, container or directory of the source does not exist."""
+
+    errno_code = errno.ENOENT
+    exit_code = 22
+
+
+class AccessDeniedError(BackendError):
+    """The credentials are good, this object or this operation is not allowed (403 AccessDenied)."""
+
+    errno_code = errno.EACCES
+    exit_code = 23
+
+
+class ObjectMissingError(BackendError):
+    """The object does not exist (any more) (404)."""
+
+    errno_code = errno.ENOENT
+
+
+class VersionGoneError(BackendError):
+    """The object exists, but not in the version asked for (412, or an answer with another ETag)."""
+
+    errno_code = errno.ESTALE
+
+
+class TransientError(BackendError):
+    """The store or the way to it failed for now: 429, 5xx, reset, timeout, short or wrong body.  Worth a retry.
+
+    retry_after_s: what the store asked for (Retry-After), or None.
+    """
+
+    exit_code = 24
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(BackendError):
+    """The retries did not succeed within the time an operation may take."""
+
+    exit_code = 24
+
+
+# --- inside a running mount ------------------------------------------------------------------------------------
+
+
+class StaleInodeError(FanoutError):
+    """The kernel named an inode that the index no longer has."""
+
+    errno_code = errno.ESTALE
+
+
+class NotADirectoryInIndexError(FanoutError):
+    """A directory operation on an inode that is not a directory."""
+
+    errno_code = errno.ENOTDIR
+
+
+class CacheFullError(FanoutError):
+    """There is no room in the cache and nothing can be evicted; the caller reads through instead."""
+
+    errno_code = errno.ENOSPC
+
+
+class InvariantError(FanoutError):
+    """Something that cannot be was: the request fails with EIO and is logged; nothing is papered over."""

@@ -1,0 +1,53 @@
+"""Values that cross module borders.  Frozen, slotted, without behaviour beyond what follows from their fields."""
+
+from dataclasses import dataclass
+from typing import Final
+
+ROOT_INO: Final = 1  # FUSE_ROOT_ID: the kernel looks nothing up to reach it
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+BLOCK_BYTES: Final = 256 * KIB
+"""Checksum and presence unit of large files.  A cold 4 KiB read verifies one block (about 20 us of xxh3), a 1 MiB
+READ verifies four; 1 GiB of file needs 32 KiB of checksums."""
+
+PART_BLOCKS: Final = 32
+PART_BYTES: Final = BLOCK_BYTES * PART_BLOCKS
+"""Unit of a block-map record and the largest ranged GET: 8 MiB.  32 blocks so that presence fits one u32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What tells two states of one object apart.
+
+    etag: as the store sends it, without the surrounding quotes; "" where the store has none.
+    version_id: the store's version id, "" without bucket versioning.
+    """
+
+    etag: str
+    version_id: str
+    size_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object of a listing.  key: full key inside the bucket, as the store spells it."""
+
+    key: str
+    version: Version
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """Some part of a delimiter listing, in the order the store sends it.
+
+    objects: the objects directly below the prefix; prefixes: "directories", each ending with "/".
+    hidden: how many keys the page held that cannot be represented by the client library at all.
+    """
+
+    objects: tuple[ObjectInfo, ...]
+    prefixes: tuple[str, ...]
+    hidden: int = 0
