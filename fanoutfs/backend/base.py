@@ -2,9 +2,10 @@
 
 All calls are synchronous and run in worker threads of the core; implementations are thread-safe, release the GIL
 while they wait, and are constructed after fork.  No call retries by itself: the retry wrapper does, once for all.
+An iterator that `list` returned belongs to one thread at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from fanoutfs.records import ListPage, ObjectInfo, Version
@@ -34,6 +35,9 @@ class Backend(Protocol):
 
         limit: stop asking the store after about this many entries (for probes).  A prefix with nothing below it
         yields no entry and no error.  The object whose key equals the prefix (a directory marker) is yielded too.
+        Nothing is asked before the first next().  next() after an error asks for the same page again, so that the
+        retry wrapper works by the page; hence no implementation is a generator, which would just end there and make
+        a listing silently short.
         Raises BucketMissingError, AccessDeniedError, CredentialsError, TransientError.
         """
         ...
@@ -41,3 +45,37 @@ class Backend(Protocol):
     def close(self) -> None:
         """Drop connections.  Calls after it are undefined."""
         ...
+
+
+class Pages:
+    """The iterator that `Backend.list` returns: holds its place over an error."""
+
+    def __init__(self, fetch: Callable[[str], tuple[ListPage, str]]) -> None:
+        """fetch: returns the page at a continuation token ("" for the first) and the next token, "" at the end."""
+        self._fetch = fetch
+        self._token: str | None = ""
+
+    def __iter__(self) -> Iterator[ListPage]:
+        return self
+
+    def __next__(self) -> ListPage:
+        if self._token is None:
+            raise StopIteration
+        page, next_token = self._fetch(self._token)
+        self._token = next_token or None
+        return page
+
+
+class WrappedPages:
+    """The pages of another backend, each asked for through `around`: how wrappers wrap `Backend.list`."""
+
+    def __init__(self, inner: Iterator[ListPage], around: Callable[[Callable[[], ListPage]], ListPage]) -> None:
+        """around: called for each page with the call that gets it; lets StopIteration pass."""
+        self._inner = inner
+        self._around = around
+
+    def __iter__(self) -> Iterator[ListPage]:
+        return self
+
+    def __next__(self) -> ListPage:
+        return self._around(self._inner.__next__)

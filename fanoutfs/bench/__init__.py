@@ -1,0 +1,14 @@
+"""Benchmarks: what fanoutfs is measured against, the load, and the report.  Part of no running mount.
+
+Every comparison happens in one run on one machine, in rounds, and is given as a ratio of medians.
+
+* `peers`: ext4, `passthrough` (an ordinary pyfuse3 file system), rclone, s3fs and fanoutfs as context managers;
+* `load`: processes that start together; the opens, the sequential and the small-file readers, the direct fetch;
+* `data`: the files that are read and their way into a bucket; `witness`: what the object store says it sent;
+* `report`: rounds to medians, ratios, checks, JSON and a table;
+* `scope`: processes, mounts and directories that surely end;
+* `storm`, `cold`, `fio`, `quickstart`: the programs behind scripts/.
+
+The object store and the proxy that is the witness come from tests/support; scripts/lib hands them over (`lab.Lab`), so
+that nothing here imports tests.
+"""

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from fanoutfs.records import GIB, KIB, MIB
 
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
 INDEFINITE: Final = float("inf")
 """`metadata_ttl_s` for a source that never changes: nothing is ever listed twice."""
 
@@ -24,7 +26,7 @@ def default_cache_dir() -> Path:
 
 
 def runtime_dir() -> Path:
-    """Return where control sockets live: /run/fanoutfs for root, else $XDG_RUNTIME_DIR/fanoutfs or /tmp/fanoutfs-UID."""
+    """Return where control sockets live: /run/fanoutfs, $XDG_RUNTIME_DIR/fanoutfs or /tmp/fanoutfs-UID."""
     if os.geteuid() == 0:
         return Path("/run/fanoutfs")
     base = os.environ.get("XDG_RUNTIME_DIR")
@@ -37,9 +39,21 @@ def control_socket(mountpoint: Path) -> Path:
     return runtime_dir() / f"{digest}.sock"
 
 
-def _setting(default: Any, unit: str, doc: str) -> Any:
-    """Declare a setting: unit is one of size, duration, count, flag, mode, id, text, path."""
-    metadata = {"unit": unit, "doc": doc}
+def _setting(
+    default: Any,
+    unit: str,
+    doc: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """Declare a setting: unit is one of size, duration, count, share, flag, mode, id, text, path.
+
+    least, most: inclusive bounds for what a user writes (code that builds a MountConfig itself is trusted).
+    choices: the only texts allowed.
+    """
+    metadata = {"unit": unit, "doc": doc, "least": least, "most": most, "choices": choices}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -54,29 +68,37 @@ class MountConfig:
     mountpoint: Path
 
     cache_dir: Path = _setting(default_cache_dir, "path", "where the index and cached data live; one daemon at a time")
-    cache_size: int = _setting(20 * GIB, "size", "hard cap on what the cache directory occupies")
-    free_space_floor: int = _setting(512 * MIB, "size", "disk space the cache never takes: it reads through instead")
-    metadata_ttl: float = _setting(60.0, "duration", "how long a listing is trusted, or `indefinite`")
+    cache_size: int = _setting(20 * GIB, "size", "hard cap on what the cache directory occupies", least=MIB)
+    free_space_floor: int = _setting(
+        512 * MIB, "size", "disk space the cache never takes: it reads through instead", least=0
+    )
+    metadata_ttl: float = _setting(60.0, "duration", "how long a listing is trusted, or `indefinite`", least=1)
     read_only: bool = _setting(False, "flag", "mount read-only (until writing is implemented every mount is)")
     allow_other: bool = _setting(False, "flag", "let other users in (permissions are always checked by the kernel)")
     uid: int = _setting(os.getuid, "id", "owner shown for every file")
     gid: int = _setting(os.getgid, "id", "group shown for every file")
-    file_mode: int = _setting(0o644, "mode", "permission bits shown for files")
-    dir_mode: int = _setting(0o755, "mode", "permission bits shown for directories")
+    file_mode: int = _setting(0o644, "mode", "permission bits shown for files", most=0o777)
+    dir_mode: int = _setting(0o755, "mode", "permission bits shown for directories", most=0o777)
     prefix: str = _setting("", "text", "only keys below this prefix (same as a path in the source)")
     endpoint_url: str = _setting("", "text", "S3-compatible endpoint, for example http://127.0.0.1:9000")
     region: str = _setting("", "text", "region of the bucket")
     profile: str = _setting("", "text", "profile of the AWS configuration files to take credentials from")
-    small_file_size: int = _setting(128 * KIB, "size", "files up to this size are kept in LMDB")
-    small_cache_share: float = _setting(0.5, "share", "share of cache_size that small files may take (0 to 1)")
-    fill_memory: int = _setting(256 * MIB, "size", "memory for data between the backend and the cache")
-    max_readahead: int = _setting(64 * MIB, "size", "how far a sequential reader is fetched ahead")
-    requests: int = _setting(64, "count", "backend requests in flight at most")
-    fronts: int = _setting(0, "count", "data-plane processes; 0: one per core, at least 2, at most 8")
-    op_timeout: float = _setting(25.0, "duration", "longest time a request may wait for the backend, then EIO")
+    small_file_size: int = _setting(128 * KIB, "size", "files up to this size are kept in LMDB", least=0, most=MIB)
+    small_cache_share: float = _setting(
+        0.5, "share", "share of cache_size that small files may take (0 to 1)", least=0, most=1
+    )
+    fill_memory: int = _setting(256 * MIB, "size", "memory for data between the backend and the cache", least=16 * MIB)
+    max_readahead: int = _setting(64 * MIB, "size", "how far a sequential reader is fetched ahead", least=0)
+    requests: int = _setting(64, "count", "backend requests in flight at most", least=1, most=1024)
+    fronts: int = _setting(0, "count", "data-plane processes; 0: one per core, at least 2, at most 8", least=0, most=64)
+    op_timeout: float = _setting(
+        25.0, "duration", "longest time a request may wait for the backend, then EIO", least=1, most=3600
+    )
     foreground: bool = _setting(False, "flag", "stay in the foreground and log to stderr")
-    log_file: Path | None = _setting(None, "path", "where a background daemon logs; default: fanoutfs.log in the volume's cache")
-    log_level: str = _setting("info", "text", "debug, info, warning or error")
+    log_file: Path | None = _setting(
+        None, "path", "where a background daemon logs; default: fanoutfs.log in the volume's cache"
+    )
+    log_level: str = _setting("info", "text", "debug, info, warning or error", choices=LOG_LEVELS)
 
     def front_count(self) -> int:
         """Return how many fronts to start."""

@@ -1,0 +1,114 @@
+"""A backend that misbehaves on command, for tests: scripted errors, waits, corrupt, short and swapped bodies.
+
+    faulty = FaultyBackend(inner)
+    faulty.script("get", TransientError("reset"), PASS, corrupt)     # the next three get_range calls
+    gate = faulty.hold("get")                                        # later ones wait until gate.release()
+
+Faults are taken in order, one per call of their kind ("head", "get", "list"; a listing takes one per page).
+Thread-safe.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from fanoutfs.backend.base import Backend, WrappedPages
+from fanoutfs.records import ListPage, ObjectInfo, Version
+
+T = TypeVar("T")
+
+BodyFault: TypeAlias = Callable[[memoryview], memoryview]
+Fault: TypeAlias = Exception | BodyFault
+"""An exception to raise, or what to make of the body of a get_range."""
+
+
+def passing(body: memoryview) -> memoryview:
+    """Let one call pass."""
+    return body
+
+
+def corrupt(body: memoryview) -> memoryview:
+    """Flip one bit in the middle."""
+    wrong = bytearray(body)
+    if wrong:
+        wrong[len(wrong) // 2] ^= 1
+    return memoryview(wrong)
+
+
+def short(body: memoryview) -> memoryview:
+    """Lose the last byte."""
+    return body[:-1]
+
+
+PASS = passing
+
+
+@dataclass(slots=True)
+class Gate:
+    """Where calls wait.  `arrived` tells the test that somebody does."""
+
+    arrived: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    opened: threading.Event = field(default_factory=threading.Event)
+
+    def release(self) -> None:
+        """Let the waiting calls go on, and all later ones pass."""
+        self.opened.set()
+
+
+class FaultyBackend:
+    """Passes calls on to another backend, unless told otherwise."""
+
+    gate_timeout_s = 30.0
+    """A test that forgets its gate fails, instead of hanging."""
+
+    def __init__(self, inner: Backend) -> None:
+        self._inner = inner
+        self._lock = threading.Lock()
+        self._faults: dict[str, deque[Fault]] = {"head": deque(), "get": deque(), "list": deque()}
+        self._gates: dict[str, Gate] = {}
+        self.calls: dict[str, int] = {"head": 0, "get": 0, "list": 0}
+        """How many calls of each kind were made."""
+
+    def script(self, kind: str, *faults: Fault) -> None:
+        """Append faults for the next calls of this kind."""
+        with self._lock:
+            self._faults[kind].extend(faults)
+
+    def hold(self, kind: str) -> Gate:
+        """Make calls of this kind wait, before they reach the inner backend, until the gate is released."""
+        gate = Gate()
+        with self._lock:
+            self._gates[kind] = gate
+        return gate
+
+    def head(self, key: str) -> ObjectInfo:
+        """See Backend.head."""
+        return self._run("head", lambda: self._inner.head(key))[0]
+
+    def get_range(self, key: str, start: int, end: int, version: Version) -> memoryview:
+        """See Backend.get_range, whose checks a scripted body escapes: that is its purpose."""
+        body, change = self._run("get", lambda: self._inner.get_range(key, start, end, version))
+        return change(body)
+
+    def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.list."""
+        return WrappedPages(self._inner.list(prefix, limit), lambda call: self._run("list", call)[0])
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self._inner.close()
+
+    def _run(self, kind: str, call: Callable[[], T]) -> tuple[T, BodyFault]:
+        with self._lock:
+            self.calls[kind] += 1
+            gate = self._gates.get(kind)
+            fault = self._faults[kind].popleft() if self._faults[kind] else passing
+        if gate is not None and not gate.opened.is_set():
+            gate.arrived.release()
+            if not gate.opened.wait(self.gate_timeout_s):
+                raise AssertionError(f"nobody released the gate of {kind!r}")
+        if isinstance(fault, Exception):
+            raise fault
+        return call(), fault

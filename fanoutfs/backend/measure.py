@@ -1,0 +1,82 @@
+"""Counts what goes over the wire.  Sits inside the retry wrapper, so that every attempt counts.
+
+Names, all of them whole numbers that only grow:
+  backend_heads, backend_gets, backend_lists       requests (a listing: pages)
+  backend_head_ns, backend_get_ns, backend_list_ns time spent waiting for them, answered or not
+  backend_bytes                                    object data received
+  backend_hidden_keys                              keys that listings left out
+  backend_errors                                   requests that failed because of the store or the way to it
+  backend_missing                                  requests answered "no such object" or "another version"
+and from the retry wrapper: backend_retries, backend_deadlines.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias, TypeVar
+
+from fanoutfs.backend.base import Backend, WrappedPages
+from fanoutfs.clock import Clock, SystemClock
+from fanoutfs.errors import BackendError, ObjectMissingError, VersionGoneError
+from fanoutfs.records import ListPage, ObjectInfo, Version
+
+T = TypeVar("T")
+
+Counter: TypeAlias = Callable[[str, int], None]
+"""count(name, value): adds value to the named number; called from many threads."""
+
+
+def ignore(name: str, value: int) -> None:
+    """Count nothing."""
+
+
+class MeasuringBackend:
+    """Counts the calls of another backend."""
+
+    def __init__(self, inner: Backend, count: Counter, clock: Clock | None = None) -> None:
+        self._inner = inner
+        self._count = count
+        self._clock = clock or SystemClock()
+
+    def head(self, key: str) -> ObjectInfo:
+        """See Backend.head."""
+        return self._run("head", lambda: self._inner.head(key))
+
+    def get_range(self, key: str, start: int, end: int, version: Version) -> memoryview:
+        """See Backend.get_range."""
+        body = self._run("get", lambda: self._inner.get_range(key, start, end, version))
+        self._count("backend_bytes", len(body))
+        return body
+
+    def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.list."""
+        return WrappedPages(self._inner.list(prefix, limit), self._page)
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self._inner.close()
+
+    def _page(self, call: Callable[[], ListPage]) -> ListPage:
+        page = self._run("list", call)
+        if page.hidden:
+            self._count("backend_hidden_keys", page.hidden)
+        return page
+
+    def _run(self, kind: str, call: Callable[[], T]) -> T:
+        start_ns = self._clock.monotonic_ns()
+        try:
+            answer = call()
+        except StopIteration:
+            raise  # the end of a listing asks nobody
+        except (ObjectMissingError, VersionGoneError):
+            self._count_request(kind, start_ns)
+            self._count("backend_missing", 1)
+            raise
+        except BackendError:
+            self._count_request(kind, start_ns)
+            self._count("backend_errors", 1)
+            raise
+        self._count_request(kind, start_ns)
+        return answer
+
+    def _count_request(self, kind: str, start_ns: int) -> None:
+        self._count(f"backend_{kind}s", 1)
+        self._count(f"backend_{kind}_ns", self._clock.monotonic_ns() - start_ns)

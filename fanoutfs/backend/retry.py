@@ -1,0 +1,136 @@
+"""The one place that tries again.
+
+A call that fails with TransientError is repeated after a pause, until it succeeds or its deadline has passed; then
+DeadlineError tells the last cause.  Everything else passes at once.
+
+* The pause is drawn evenly from [0, min(cap, base * 2**n)] ("full jitter", AWS Architecture Blog, "Exponential
+  Backoff And Jitter"), and at least what the store asked for (Retry-After).
+* All calls of a mount draw their repeats from one bucket of tokens.  When it is empty they queue for the refill, so a
+  thousand waiters of a store that is down make `refill_per_s` requests a second, not a thousand; who would have to
+  queue beyond his deadline gives up at once.
+* `close` wakes whoever sleeps: a shutdown does not wait for a backoff.
+
+Attempts are not logged but counted.
+"""
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fanoutfs.backend.base import Backend, WrappedPages
+from fanoutfs.backend.measure import Counter, ignore
+from fanoutfs.clock import Clock, SystemClock
+from fanoutfs.errors import DeadlineError, TransientError
+from fanoutfs.records import ListPage, ObjectInfo, Version
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How long and how often.  deadline_s counts from the start of the call (of the page, for a listing)."""
+
+    deadline_s: float
+    base_s: float = 0.1
+    cap_s: float = 5.0
+    budget: int = 32
+    """Repeats that may happen at once after a quiet time."""
+    refill_per_s: float = 8.0
+    """Repeats per second once the budget is used up."""
+
+
+class RetryBudget:
+    """A token bucket that hands out waiting times.  Thread-safe."""
+
+    def __init__(self, capacity: int, refill_per_s: float, clock: Clock) -> None:
+        self._capacity = float(capacity)
+        self._refill_per_s = refill_per_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens = float(capacity)
+        self._filled_ns = clock.monotonic_ns()
+
+    def reserve(self, patience_s: float) -> float | None:
+        """Take the next token and return in how many seconds it is there; None if that is beyond patience_s."""
+        with self._lock:
+            now_ns = self._clock.monotonic_ns()
+            earned = (now_ns - self._filled_ns) / 1e9 * self._refill_per_s
+            self._tokens = min(self._capacity, self._tokens + earned)
+            self._filled_ns = now_ns
+            wait_s = max(0.0, (1.0 - self._tokens) / self._refill_per_s)
+            if wait_s > patience_s:
+                return None
+            self._tokens -= 1.0
+            return wait_s
+
+
+def backoff_s(policy: RetryPolicy, repeat: int, asked_s: float | None, draw: float) -> float:
+    """Return the pause before the repeat (0 is the first).  draw: random in [0, 1).  Pure."""
+    # min() inside the exponent: 2**n overflows a float after a thousand repeats.
+    pause_s = draw * min(policy.cap_s, policy.base_s * 2.0 ** min(repeat, 32))
+    return max(pause_s, asked_s or 0.0)
+
+
+class RetryingBackend:
+    """Repeats the calls of another backend."""
+
+    def __init__(
+        self,
+        inner: Backend,
+        policy: RetryPolicy,
+        *,
+        count: Counter = ignore,
+        clock: Clock | None = None,
+        sleep: Callable[[float], None] | None = None,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        """sleep: None to sleep for real, interruptible by close().  draw: random in [0, 1)."""
+        self._inner = inner
+        self._policy = policy
+        self._count = count
+        self._clock = clock or SystemClock()
+        self._closed = threading.Event()
+        self._sleep = sleep or self._closed.wait
+        self._draw = draw
+        self._budget = RetryBudget(policy.budget, policy.refill_per_s, self._clock)
+
+    def head(self, key: str) -> ObjectInfo:
+        """See Backend.head; raises DeadlineError in place of TransientError."""
+        return self._run(lambda: self._inner.head(key))
+
+    def get_range(self, key: str, start: int, end: int, version: Version) -> memoryview:
+        """See Backend.get_range; raises DeadlineError in place of TransientError."""
+        return self._run(lambda: self._inner.get_range(key, start, end, version))
+
+    def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.list; raises DeadlineError in place of TransientError."""
+        return WrappedPages(self._inner.list(prefix, limit), self._run)
+
+    def close(self) -> None:
+        """Wake the sleepers, who then raise DeadlineError, and close the inner backend."""
+        self._closed.set()
+        self._inner.close()
+
+    def _run(self, call: Callable[[], T]) -> T:
+        deadline_ns = self._clock.monotonic_ns() + int(self._policy.deadline_s * 1e9)
+        repeat = 0
+        while True:
+            try:
+                return call()
+            except TransientError as error:
+                failure = error
+            left_s = (deadline_ns - self._clock.monotonic_ns()) / 1e9
+            pause_s = backoff_s(self._policy, repeat, failure.retry_after_s, self._draw())
+            # The token is taken last: who gives up for another reason leaves it to others.
+            queued_s = self._budget.reserve(left_s) if pause_s < left_s and not self._closed.is_set() else None
+            if queued_s is None or queued_s >= left_s:
+                self._count("backend_deadlines", 1)
+                tries = f"{repeat + 1} {'try' if repeat == 0 else 'tries'}"
+                raise DeadlineError(f"gave up after {tries}: {failure}") from None
+            self._sleep(max(pause_s, queued_s))
+            if self._closed.is_set():
+                raise DeadlineError(f"shutting down: {failure}") from None
+            self._count("backend_retries", 1)
+            repeat += 1

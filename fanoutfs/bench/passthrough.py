@@ -1,0 +1,162 @@
+"""An ordinary pyfuse3 file system over a directory: the peer that shows what an open costs when it costs a message.
+
+Its own process: `python -m fanoutfs.bench.passthrough SOURCE MOUNTPOINT`, in the foreground, ended by umount or SIGTERM.
+Read-only.  Every OPEN, READ and RELEASE reaches this process, as in most FUSE file systems.  It is given what a careful
+author would give it, so that the comparison is fair: practically infinite entry and attribute timeouts, `keep_cache`
+(the page cache survives a close), one descriptor per open file, pread into the reply.  It does no work that an
+ordinary file system could leave out.
+"""
+
+import errno
+import os
+import signal
+import stat
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar, cast
+
+import pyfuse3
+import trio
+
+if TYPE_CHECKING:
+    from pyfuse3 import FileHandleT, FileNameT, InodeT, ReaddirToken
+
+_T = TypeVar("_T")
+
+FOREVER_S: Final = 1e6
+_WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+
+
+class Passthrough(pyfuse3.Operations):
+    """LOOKUP, GETATTR, OPEN, READ, RELEASE, OPENDIR, READDIR(PLUS) and READLINK over one directory tree.
+
+    Used by one trio thread only.  Inode numbers are made here, paths are kept for every inode ever seen.
+    """
+
+    def __init__(self, source: bytes) -> None:
+        super().__init__()
+        self._paths: dict[int, bytes] = {pyfuse3.ROOT_INODE: source}
+        self._inodes: dict[bytes, int] = {source: pyfuse3.ROOT_INODE}
+
+    async def lookup(
+        self, parent_inode: "InodeT", name: "FileNameT", ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Answer LOOKUP; a missing name is remembered by the kernel too."""
+        path = self._paths[parent_inode] + b"/" + name
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            missing = pyfuse3.EntryAttributes()
+            missing.st_ino = cast("InodeT", 0)
+            missing.entry_timeout = FOREVER_S
+            return missing
+        except OSError as error:
+            raise _fuse_error(error) from None
+        return self._attributes(self._inode(path), found)
+
+    async def getattr(self, inode: "InodeT", ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Answer GETATTR."""
+        return self._attributes(inode, _call(os.lstat, self._paths[inode]))
+
+    async def open(self, inode: "InodeT", flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Answer OPEN: one descriptor of the source per open file, as libfuse's own examples do."""
+        if flags & _WRITES:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        fd = _call(os.open, self._paths[inode], os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        return pyfuse3.FileInfo(fh=cast("FileHandleT", fd), keep_cache=True)
+
+    async def read(self, fh: "FileHandleT", off: int, size: int) -> bytes:
+        """Answer READ."""
+        return _call(os.pread, fh, size, off)
+
+    async def release(self, fh: "FileHandleT") -> None:
+        """Answer RELEASE."""
+        os.close(fh)
+
+    async def opendir(self, inode: "InodeT", ctx: pyfuse3.RequestContext) -> "FileHandleT":
+        """Answer OPENDIR; the handle is the inode."""
+        return cast("FileHandleT", inode)
+
+    async def readdir(self, fh: "FileHandleT", start_id: int, token: "ReaddirToken") -> None:
+        """Answer READDIRPLUS in the order of names; offsets are positions, the source does not change."""
+        directory = self._paths[fh]
+        for position, name in enumerate(sorted(_call(os.listdir, directory))[start_id:], start_id + 1):
+            path = directory + b"/" + name
+            attributes = self._attributes(self._inode(path), _call(os.lstat, path))
+            if not pyfuse3.readdir_reply(token, cast("FileNameT", name), attributes, position):
+                return
+
+    async def readlink(self, inode: "InodeT", ctx: pyfuse3.RequestContext) -> "FileNameT":
+        """Answer READLINK."""
+        return cast("FileNameT", _call(os.readlink, self._paths[inode]))
+
+    def _inode(self, path: bytes) -> int:
+        inode = self._inodes.get(path)
+        if inode is None:
+            inode = self._inodes[path] = len(self._inodes) + 1
+            self._paths[inode] = path
+        return inode
+
+    @staticmethod
+    def _attributes(inode: int, found: os.stat_result) -> pyfuse3.EntryAttributes:
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = cast("InodeT", inode)
+        attributes.st_mode = cast("pyfuse3.ModeT", found.st_mode)
+        attributes.st_nlink = found.st_nlink
+        attributes.st_uid = found.st_uid
+        attributes.st_gid = found.st_gid
+        attributes.st_size = found.st_size
+        attributes.st_blocks = found.st_blocks
+        attributes.st_atime_ns = found.st_atime_ns
+        attributes.st_mtime_ns = found.st_mtime_ns
+        attributes.st_ctime_ns = found.st_ctime_ns
+        attributes.entry_timeout = FOREVER_S
+        attributes.attr_timeout = FOREVER_S
+        return attributes
+
+
+def _call(function: Callable[..., _T], *arguments: object) -> _T:
+    try:
+        return function(*arguments)
+    except OSError as error:
+        raise _fuse_error(error) from None
+
+
+def _fuse_error(error: OSError) -> pyfuse3.FUSEError:
+    return pyfuse3.FUSEError(error.errno or errno.EIO)
+
+
+async def _serve() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            scope.cancel()
+            return
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Mount until somebody unmounts."""
+    if len(arguments) != 2:
+        sys.stderr.write("usage: python -m fanoutfs.bench.passthrough SOURCE MOUNTPOINT\n")
+        return 2
+    source, mountpoint = (os.path.realpath(argument) for argument in arguments)
+    if not stat.S_ISDIR(os.stat(source).st_mode):
+        sys.stderr.write(f"{source}: not a directory\n")
+        return 2
+    options = set(pyfuse3.default_options) | {"fsname=passthrough", "subtype=passthrough", "ro"}
+    pyfuse3.init(Passthrough(os.fsencode(source)), mountpoint, options)
+    try:
+        trio.run(_serve)
+    finally:
+        pyfuse3.close(unmount=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,278 @@
+"""What is compared: the same files through ext4, a plain pyfuse3 pass-through, rclone, s3fs and fanoutfs.
+
+A peer's `mounted` is a context manager that yields the directory where the files are, with nothing cached by the peer
+(the page cache is the caller's business), and leaves no mount, process or file behind.  It raises PeerError when the
+peer cannot run here; a benchmark shows the reason instead of numbers.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from fanoutfs.bench.data import Bucket
+from fanoutfs.bench.scope import PeerError, mounting, scratch_directory
+from fanoutfs.cli.client import call
+
+
+class Peer(Protocol):
+    """One way to reach the files."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """The settings it runs with, for the report."""
+        ...
+
+    def mounted(self) -> AbstractContextManager[Path]:
+        """Mount it; see the module."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ext4:
+    """The directory itself."""
+
+    source: Path
+    name: str = "ext4"
+    description: str = "the source directory, no FUSE (the file system is named above)"
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator[Path]:
+        """Yield the directory."""
+        yield self.source
+
+
+@dataclass(frozen=True, slots=True)
+class Passthrough:
+    """fanoutfs.bench.passthrough over the directory."""
+
+    source: Path
+    name: str = "passthrough"
+    description: str = (
+        "plain pyfuse3 over the source directory: OPEN, READ, RELEASE answered; keep_cache, endless timeouts"
+    )
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator[Path]:
+        """Mount it."""
+        with _scratch(self.name) as scratch:
+            arguments = [sys.executable, "-m", "fanoutfs.bench.passthrough", str(self.source), str(scratch / "mnt")]
+            with mounting(arguments, scratch / "mnt", scratch / "log") as mountpoint:
+                yield mountpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Rclone:
+    """`rclone mount` with the flags that suit it best for reading a data set that does not change."""
+
+    bucket: Bucket
+    flags: tuple[str, ...] = (
+        "--read-only",
+        "--vfs-cache-mode=full",
+        "--vfs-cache-max-size=100G",
+        "--vfs-cache-max-age=24h",
+        "--vfs-read-ahead=256M",
+        "--vfs-read-chunk-size=64M",
+        "--vfs-fast-fingerprint",
+        "--buffer-size=64M",
+        "--max-read-ahead=1M",
+        "--dir-cache-time=24h",
+        "--attr-timeout=24h",
+        "--poll-interval=0",
+        "--no-modtime",
+        "--no-checksum",
+        "--use-server-modtime",
+    )
+    name: str = "rclone"
+
+    @property
+    def description(self) -> str:
+        """The flags."""
+        return "rclone mount " + " ".join(self.flags)
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator[Path]:
+        """Mount it; credentials go through the environment, not the argument list."""
+        program = find_program("rclone")
+        with _scratch(self.name) as scratch:
+            settings = {
+                "TYPE": "s3",
+                "PROVIDER": "Other",
+                "ENDPOINT": self.bucket.endpoint_url,
+                "REGION": self.bucket.region,
+                "ACCESS_KEY_ID": self.bucket.access_key,
+                "SECRET_ACCESS_KEY": self.bucket.secret_key,
+                "FORCE_PATH_STYLE": "true",
+            }
+            environment = os.environ | {f"RCLONE_CONFIG_BENCH_{name}": value for name, value in settings.items()}
+            (scratch / "rclone.conf").touch()
+            environment["RCLONE_CONFIG"] = str(scratch / "rclone.conf")
+            source = f"bench:{self.bucket.name}"
+            arguments = [
+                program,
+                "mount",
+                source,
+                str(scratch / "mnt"),
+                f"--cache-dir={scratch / 'cache'}",
+                *self.flags,
+            ]
+            with mounting(arguments, scratch / "mnt", scratch / "log", environment) as mountpoint:
+                yield mountpoint
+
+
+@dataclass(frozen=True, slots=True)
+class S3fs:
+    """`s3fs` with a local cache, parallel downloads and kernel caching."""
+
+    bucket: Bucket
+    options: tuple[str, ...] = (
+        "ro",
+        "use_path_request_style",
+        "kernel_cache",
+        "parallel_count=8",
+        "multipart_size=8",
+        "max_stat_cache_size=200000",
+        "stat_cache_expire=86400",
+        "enable_noobj_cache",
+        "compat_dir",
+        "complement_stat",
+        "umask=0022",
+    )
+    name: str = "s3fs"
+
+    @property
+    def description(self) -> str:
+        """The options."""
+        return "s3fs -o use_cache=DIR," + ",".join(self.options)
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator[Path]:
+        """Mount it; it wants its credentials in a file."""
+        program = find_program("s3fs")
+        with _scratch(self.name) as scratch:
+            password = scratch / "password"
+            password.touch(mode=0o600)
+            password.write_text(f"{self.bucket.access_key}:{self.bucket.secret_key}\n")
+            (scratch / "cache").mkdir()
+            (scratch / "tmp").mkdir()
+            own = (
+                f"url={self.bucket.endpoint_url}",
+                f"endpoint={self.bucket.region}",
+                f"passwd_file={password}",
+                f"use_cache={scratch / 'cache'}",
+                f"tmpdir={scratch / 'tmp'}",
+            )
+            options = [part for option in (*own, *self.options) for part in ("-o", option)]
+            arguments = [program, self.bucket.name, str(scratch / "mnt"), "-f", *options]
+            with mounting(arguments, scratch / "mnt", scratch / "log") as mountpoint:
+                yield mountpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Fanoutfs:
+    """fanoutfs in the foreground, so that its processes are ours to end."""
+
+    bucket: Bucket
+    settings: tuple[str, ...] = ("--cache-size=100GiB", "--metadata-ttl=indefinite", "--read-only")
+    name: str = "fanoutfs"
+    log: Path | None = field(default=None)
+    """Where to keep the daemon's log; None: gone with the mount."""
+
+    @property
+    def description(self) -> str:
+        """The options."""
+        return "fanoutfs mount " + " ".join(self.settings)
+
+    @contextlib.contextmanager
+    def mounted(self) -> Iterator[Path]:
+        """Mount it with an empty cache."""
+        with _scratch(self.name) as scratch:
+            (scratch / "cache").mkdir(mode=0o700)
+            arguments = [
+                *(sys.executable, "-m", "fanoutfs", "mount", f"s3://{self.bucket.name}", str(scratch / "mnt")),
+                *("--foreground", f"--cache-dir={scratch / 'cache'}"),
+                *(f"--endpoint-url={self.bucket.endpoint_url}", f"--region={self.bucket.region}", *self.settings),
+            ]
+            environment = os.environ | self.bucket.environment()
+            log = self.log or scratch / "log"
+            with mounting(arguments, scratch / "mnt", log, environment) as mountpoint:
+                yield mountpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The daemon's counters at one moment, and how often its fronts have returned from read(2).
+
+    The second is a witness of the kernel's own: a front that gets no message makes no system call.
+    """
+
+    values: dict[str, int]
+    front_reads: int
+
+    def messages_since(self, before: "Counters") -> dict[str, int]:
+        """Return the messages by name that reached the daemon after `before`."""
+        names = (name for name in self.values if name.startswith("messages_"))
+        counts = {name: self.values[name] - before.values.get(name, 0) for name in names}
+        return {name: count for name, count in counts.items() if count}
+
+
+def counters(mountpoint: Path) -> Counters:
+    """Ask a fanoutfs mount.  Sends no message through the kernel: a control socket answers."""
+    status = call(mountpoint, "status", timeout_s=30.0)
+    return Counters(dict(status.get("counters", {})), sum(_reads(pid) for pid in status.get("front_pids", ())))
+
+
+def _reads(pid: int) -> int:
+    """Return syscr of /proc/PID/io, 0 when it cannot be read (another user's process)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/io", encoding="ascii") as table:
+        for line in table:
+            if line.startswith("syscr:"):
+                return int(line.partition(":")[2])
+    return 0
+
+
+_PACKAGES: Final = {"rclone": "rclone", "s3fs": "s3fs", "fio": "fio", "fusermount3": "fuse3"}
+
+
+def find_program(name: str) -> str:
+    """Return the path of a program, or raise PeerError with the way to install it."""
+    found = shutil.which(name)
+    if found is None:
+        raise PeerError(f"{name} is not installed (apt-get install {_PACKAGES.get(name, name)})")
+    return found
+
+
+@contextlib.contextmanager
+def start_peers(peers: Sequence[Peer]) -> Iterator[tuple[dict[str, Path], dict[str, str]]]:
+    """Mount all that can run; yield (name -> directory, name -> reason why not)."""
+    with contextlib.ExitStack() as scope:
+        places: dict[str, Path] = {}
+        reasons: dict[str, str] = {}
+        for peer in peers:
+            try:
+                places[peer.name] = scope.enter_context(peer.mounted())
+            except PeerError as error:
+                reasons[peer.name] = f"not run: {error}"
+        yield places, reasons
+
+
+def _scratch(name: str) -> AbstractContextManager[Path]:
+    # Below the directory of the benchmark: scope.temporary_files_in.
+    return scratch_directory(Path(tempfile.gettempdir()), f"{name}-")
+
+
+def describe(peers: Sequence[Peer]) -> Iterator[str]:
+    """Yield one line per peer for the report."""
+    for peer in peers:
+        yield f"{peer.name}: {peer.description}"

@@ -1,0 +1,101 @@
+"""What the benchmark programs share: options, the scratch directory, interruption, the output, the exit code."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from fanoutfs.bench import machine
+from fanoutfs.bench.lab import Lab, LabMaker
+from fanoutfs.bench.peers import Ext4, Fanoutfs, Passthrough, Peer, Rclone, S3fs
+from fanoutfs.bench.report import Report
+from fanoutfs.bench.scope import Interrupted, scratch_directory, signals_unwind, temporary_files_in
+from fanoutfs.errors import FanoutError
+
+PEER_NAMES: Final = ("ext4", "passthrough", "rclone", "s3fs", "fanoutfs")
+EXIT_MISSED: Final = 1
+EXIT_FAILED: Final = 3
+EXIT_INTERRUPTED: Final = 130
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="scratch space: data, store and caches")
+    parser.add_argument("--json", type=Path, help="also write the report as JSON to this file")
+    parser.add_argument("--runs", type=int, default=5, help="rounds; the median of them counts")
+    parser.add_argument("--size-mib", type=int, default=1024, help="size of the large file")
+    parser.add_argument("--peers", default=",".join(PEER_NAMES), help="who takes part")
+    parser.add_argument(
+        "--deadline", type=float, default=300.0, help="seconds after which one run of a peer is given up"
+    )
+    parser.add_argument("--daemon-log", type=Path, help="keep the log of the fanoutfs daemon in this file")
+    parser.add_argument("-o", "--option", action="append", default=[], help="further option of `fanoutfs mount`")
+    return parser
+
+
+def run(
+    options: argparse.Namespace, make_lab: LabMaker, title: str, body: Callable[[Lab, Report, argparse.Namespace], None]
+) -> int:
+    """Make the lab, run the benchmark in it, print the report, clean up; return the exit code.
+
+    0: done and no target missed; 1: a target was missed; 3: the benchmark failed; 130: interrupted.
+    """
+    options.dir.mkdir(parents=True, exist_ok=True)
+    facts = machine.facts(options.dir.resolve())
+    facts |= {"runs": options.runs, "large_file_mib": options.size_mib}
+    report = Report(title, facts)
+    if not machine.can_drop_caches():
+        report.note("not root: the page cache cannot be dropped, measurements that need that are left out")
+    code = EXIT_FAILED
+    try:
+        with (
+            signals_unwind(),
+            scratch_directory(options.dir, "fanoutfs-bench-") as scratch,
+            temporary_files_in(scratch),
+            make_lab(scratch) as lab,
+        ):
+            body(lab, report, options)
+        code = EXIT_MISSED if report.has_failures else 0
+    except (KeyboardInterrupt, Interrupted):
+        say("interrupted; everything is cleaned up, what was measured so far follows")
+        code = EXIT_INTERRUPTED
+    except FanoutError as error:
+        say(f"failed: {error}")
+    sys.stdout.write(report.to_text())
+    if options.json:
+        options.json.write_text(report.to_json())
+    return code
+
+
+def make_peers(options: argparse.Namespace, lab: Lab, names: Sequence[str], *, is_watched: bool) -> list[Peer]:
+    """Return the peers that take part; is_watched: through the proxy instead of from the store itself."""
+    bucket = lab.watched if is_watched else lab.bucket
+    settings = (*Fanoutfs(bucket).settings, *options.option)
+    peers: tuple[Peer, ...] = (
+        Ext4(lab.source),
+        Passthrough(lab.source),
+        Rclone(bucket),
+        S3fs(bucket),
+        Fanoutfs(bucket, settings, log=options.daemon_log),
+    )
+    chosen = [name.strip() for name in options.peers.split(",")]
+    unknown = set(chosen) - set(PEER_NAMES)
+    if unknown:
+        raise FanoutError(f"unknown peer {', '.join(sorted(unknown))}; there are {', '.join(PEER_NAMES)}")
+    return [peer for peer in peers if peer.name in names and peer.name in chosen]
+
+
+def say(text: str) -> None:
+    """Tell the person who waits what happens now; stdout belongs to the report."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def stage(text: str) -> Iterator[None]:
+    """Announce what the block does."""
+    say(f"- {text}")
+    yield

@@ -1,0 +1,201 @@
+"""The storm: many processes open one large file at once; the program behind scripts/bench-storm.
+
+Cold: N processes open + pread + close a file nobody has fetched yet, so that every byte is wanted by several of them at
+the same moment; the log of the proxy in front of the store says how often each byte was sent.  What is read is compared
+with the original by checksum.  Hot: the same file again and again, in opens per second, with the messages that reached
+the daemon meanwhile.  Headline: 132.7 million opens, once, in full.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from fanoutfs.bench import load, machine, witness
+from fanoutfs.bench.data import make_large_file, upload
+from fanoutfs.bench.lab import Lab, LabMaker
+from fanoutfs.bench.peers import Counters, Peer, counters, describe, start_peers
+from fanoutfs.bench.program import PEER_NAMES, make_parser, make_peers, run, say, stage
+from fanoutfs.bench.report import SUBJECT, Report
+from fanoutfs.bench.scope import PeerError
+from fanoutfs.records import MIB
+
+FILE: Final = "image.bin"
+OVERLAP: Final = 4  # how many processes want each byte
+HEADLINE_OPENS: Final = 132_700_000
+HEADLINE_PROCESSES: Final = 1024
+_WARM_OPENS: Final = 2000
+HOT_VS_EXT4: Final = 0.75
+HOT_VS_PASSTHROUGH: Final = 20.0
+
+
+def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
+    """Run the program and return its exit code."""
+    parser = make_parser("Many processes open one large file: cold, hot, and 132.7 million times.")
+    parser.add_argument("--processes", default="64,1024", help="sizes of the storm")
+    parser.add_argument("--seconds", type=float, default=2.0, help="about how long one hot run takes")
+    parser.add_argument("--only", default="cold,hot", help="phases to run")
+    parser.add_argument("--headline", action="store_true", help="finally the headline, once and in full")
+    parser.add_argument("--headline-opens", type=int, default=HEADLINE_OPENS)
+    return run(parser.parse_args(arguments), make_lab, "bench-storm: many processes, one large file", _bench)
+
+
+def _bench(lab: Lab, report: Report, options: argparse.Namespace) -> None:
+    sizes = [int(size) for size in options.processes.split(",")]
+    phases = options.only.split(",")
+    source = lab.source / FILE
+    with stage(f"making {FILE}, {options.size_mib} MiB, and putting it into the bucket"):
+        make_large_file(source, options.size_mib * MIB)
+        upload(lab.source, [Path(FILE)], lab.bucket)
+    digests = list(load.chunk_digests(bytes(source)))
+    for line in describe(make_peers(options, lab, PEER_NAMES, is_watched=True)):
+        report.note(line)
+    if "cold" in phases:
+        for processes in sizes:
+            _cold(lab, report, options, processes, digests)
+    if "hot" in phases:
+        _hot(lab, report, options, sizes, digests)
+    if options.headline:
+        _headline(lab, report, options, digests)
+
+
+# --- cold ------------------------------------------------------------------------------------------------------
+
+
+def _cold(lab: Lab, report: Report, options: argparse.Namespace, processes: int, digests: Sequence[int]) -> None:
+    peers = make_peers(options, lab, PEER_NAMES, is_watched=True)
+    times = report.measure(f"cold storm, {processes} processes: time", "s", is_rate=False)
+    volume = report.measure(f"cold storm, {processes} processes: sent by the store", "MiB", is_rate=False)
+    given_up: set[str] = set()
+    seen: list[witness.Sent] = []
+    for number in range(options.runs):
+        for peer in peers:
+            if peer.name in given_up:
+                continue
+            with stage(f"cold storm of {processes} processes, run {number + 1}, {peer.name}"):
+                try:
+                    seconds, sent = _cold_run(lab, peer, options, processes, digests)
+                except (PeerError, load.LoadError) as error:
+                    report.not_run(times, peer.name, f"not run: {error}")
+                    given_up.add(peer.name)
+                    continue
+            report.add(times, peer.name, seconds)
+            if peer.name not in ("ext4", "passthrough"):
+                report.add(volume, peer.name, sent.bytes_sent / MIB)
+            if peer.name == SUBJECT:
+                seen.append(sent)
+    name = f"cold storm, {processes} processes: every byte sent once, by the store's log"
+    if any(peer.name == SUBJECT for peer in peers):
+        report.check(name, _once(seen, options.runs), _describe_sent(seen))
+
+
+def _once(seen: Sequence[witness.Sent], runs: int) -> bool:
+    return len(seen) == runs and all(sent.is_each_byte_once for sent in seen)
+
+
+def _describe_sent(seen: Sequence[witness.Sent]) -> str:
+    if not seen:
+        return "not measured"
+    twice, never = max(sent.bytes_twice for sent in seen), max(sent.bytes_never for sent in seen)
+    counts = sorted({sent.requests for sent in seen})
+    return f"{len(seen)} runs: at most {twice:,} bytes sent again, {never:,} never; {counts} GETs"
+
+
+def _cold_run(
+    lab: Lab, peer: Peer, options: argparse.Namespace, processes: int, digests: Sequence[int]
+) -> tuple[float, witness.Sent]:
+    with peer.mounted() as directory:
+        path = bytes(directory / FILE)
+        if machine.can_drop_caches():
+            machine.drop_caches()
+        before = len(lab.proxy.requests())
+        work = load.cold_opens(path, digests, processes, OVERLAP)
+        outcome = load.run_together(processes, work, deadline_s=options.deadline)
+        requests = lab.proxy.requests()[before:]
+    return outcome.seconds, witness.sent_of(requests, FILE, len(digests) * MIB)
+
+
+# --- hot -------------------------------------------------------------------------------------------------------
+
+
+def _hot(lab: Lab, report: Report, options: argparse.Namespace, sizes: Sequence[int], digests: Sequence[int]) -> None:
+    peers = make_peers(options, lab, PEER_NAMES, is_watched=False)
+    with start_peers(peers) as (places, reasons):
+        rates: dict[str, float] = {}
+        for name, directory in places.items():
+            with stage(f"warming {name}"):
+                path = bytes(directory / FILE)
+                load.run_together(1, load.cold_opens(path, digests, 1, 1), deadline_s=options.deadline)
+                rates[name] = load.run_together(2, load.hot_opens(path, _WARM_OPENS, 2)).rate
+        for processes in sizes:
+            measure = report.measure(f"hot opens (open + pread 64 B + close), {processes} processes", "opens/s")
+            for name, reason in reasons.items():
+                report.not_run(measure, name, reason)
+            messages = _hot_rounds(report, options, measure.name, processes, places, rates)
+            report.check_ratio(measure, "ext4", HOT_VS_EXT4)
+            report.check_ratio(measure, "passthrough", HOT_VS_PASSTHROUGH)
+            if messages is not None:
+                report.check(f"{measure.name}: no message to the daemon", not messages, messages or "0 messages")
+
+
+def _hot_rounds(
+    report: Report,
+    options: argparse.Namespace,
+    name: str,
+    processes: int,
+    places: dict[str, Path],
+    rates: dict[str, float],
+) -> str | None:
+    """Run all rounds of one storm; return the messages fanoutfs got meanwhile as text, "" for none."""
+    measure = report.measure(name, "opens/s")
+    messages = "" if SUBJECT in places else None
+    for number in range(options.runs):
+        for peer, directory in places.items():
+            with stage(f"hot opens by {processes} processes, run {number + 1}, {peer}"):
+                opens = max(processes, int(rates[peer] * options.seconds))
+                before = counters(directory) if peer == SUBJECT else None
+                work = load.hot_opens(bytes(directory / FILE), opens, processes)
+                outcome = load.run_together(processes, work, deadline_s=options.deadline)
+                rates[peer] = outcome.rate
+                report.add(measure, peer, outcome.rate)
+                if before is not None and messages is not None:
+                    messages += _messages(directory, before)
+    return messages
+
+
+def _messages(mountpoint: Path, before: Counters) -> str:
+    """Return what reached the daemon since, as text: its counters, and its fronts' read(2) calls as the kernel counts."""
+    after = counters(mountpoint)
+    text = " ".join(f"{name}={count}" for name, count in after.messages_since(before).items())
+    reads = after.front_reads - before.front_reads
+    return text + (f" front_reads={reads}" if reads else "")
+
+
+# --- headline --------------------------------------------------------------------------------------------------
+
+
+def _headline(lab: Lab, report: Report, options: argparse.Namespace, digests: Sequence[int]) -> None:
+    opens = options.headline_opens
+    for peer in make_peers(options, lab, [SUBJECT], is_watched=True):
+        with stage(f"headline: {opens:,} opens by {HEADLINE_PROCESSES} processes"), peer.mounted() as directory:
+            path = bytes(directory / FILE)
+            sent_before = len(lab.proxy.requests())
+            load.run_together(HEADLINE_PROCESSES, load.cold_opens(path, digests, HEADLINE_PROCESSES, OVERLAP))
+            sent = witness.sent_of(lab.proxy.requests()[sent_before:], FILE, len(digests) * MIB)
+            before, started = counters(directory), time.monotonic()
+            work = load.hot_opens(path, opens, HEADLINE_PROCESSES)
+
+            def progress(done: int) -> None:
+                say(f"  {done:,} opens, {done / (time.monotonic() - started):,.0f}/s")
+
+            outcome = load.run_together(HEADLINE_PROCESSES, work, progress=progress)
+            messages = _messages(directory, before)
+        report.add(report.measure("headline: time", "s", is_rate=False), SUBJECT, outcome.seconds)
+        report.add(report.measure("headline: opens per second", "opens/s"), SUBJECT, outcome.rate)
+        report.check(
+            f"headline: {outcome.operations:,} opens, no message to the daemon", not messages, messages or "0 messages"
+        )
+        report.check(
+            "headline: every byte of the file sent once before", sent.is_each_byte_once, _describe_sent([sent])
+        )

@@ -1,0 +1,103 @@
+"""The cache directory: who may use it, where each volume's state lies.
+
+    <cache-dir>/                 0700, owned by the daemon's user, no symbolic link
+      lock                       flock held by the keeper; contains its pid
+      volumes/<id>/              one per source and prefix; id: first 16 hex digits of SHA-256 of the identity
+        volume                   the identity as text, for people
+        index.lmdb small.lmdb objects/
+        boot                     kernel boot id while small.lmdb is in use; see `small`
+
+A volume may be deleted by hand at any time when no daemon runs: all of it can be fetched again.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from fanoutfs.errors import CacheInUseError, CacheUnusableError
+
+
+class CacheDirectory:
+    """An opened and locked cache directory.  The lock lasts as long as a process holds the descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _make_private(path)
+        self._lock_fd = self._lock()
+
+    def _lock(self) -> int:
+        path = self.path / "lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise CacheUnusableError(f"cannot write to cache directory {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise CacheInUseError(
+                f"cache directory {self.path} is in use by another daemon (pid {owner}); "
+                "give this mount its own --cache-dir"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        return fd
+
+    def volume(self, identity: str) -> Path:
+        """Return the folder of a volume, made if need be."""
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        path = self.path / "volumes" / digest
+        _make_private(path / "objects")
+        (path / "volume").write_text(identity + "\n", encoding="utf-8")
+        return path
+
+    def other_volumes_bytes(self, own: Path) -> int:
+        """Return what other volumes in this directory occupy."""
+        return sum(_occupied_bytes(path) for path in (self.path / "volumes").iterdir() if path != own)
+
+    def remove_other_volumes(self, own: Path, at_most_bytes: int) -> None:
+        """Delete other volumes, longest unused first, until they occupy no more than this.
+
+        They hold clean data only, and the lock says that no daemon uses them.
+        """
+        others = [path for path in (self.path / "volumes").iterdir() if path != own]
+        others.sort(key=lambda path: path.stat().st_mtime)
+        total = sum(_occupied_bytes(path) for path in others)
+        for path in others:
+            if total <= at_most_bytes:
+                return
+            total -= _occupied_bytes(path)
+            shutil.rmtree(path)
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._lock_fd)
+
+
+def _make_private(path: Path) -> None:
+    """Create the directory 0700, or check that an existing one is ours alone."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise CacheUnusableError(f"cannot create cache directory {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise CacheUnusableError(f"cache directory {path} is not a directory (symbolic links are refused)")
+    if found.st_uid != os.geteuid():
+        raise CacheUnusableError(f"cache directory {path} belongs to uid {found.st_uid}, not to us ({os.geteuid()})")
+    if found.st_mode & 0o022:
+        raise CacheUnusableError(f"cache directory {path} is writable by others: chmod go-w {path}")
+
+
+def _occupied_bytes(path: Path) -> int:
+    """Return what a tree occupies on disk."""
+    total = 0
+    for folder, _subfolders, names in os.walk(path):
+        for name in names:
+            total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total

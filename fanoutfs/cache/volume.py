@@ -1,0 +1,90 @@
+"""Open one volume's state for the core: index, small store, cache files, in an order that never mixes two histories.
+
+Inode numbers tie the three together: content filed under a number that a new index hands out again would be wrong
+bytes with a right checksum.  Therefore, whenever the index is new, everything filed under old numbers goes first:
+  1. a broken index is renamed away (kept for a look)    3. only then a new index is created
+  2. small.lmdb and objects/ are emptied
+A crash between the steps leaves no index, and the next start begins at step 2.
+"""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from fanoutfs.cache import small as small_store
+from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.small import SmallStore
+from fanoutfs.errors import CacheUnusableError
+from fanoutfs.index.operations import OpenVolume
+from fanoutfs.index.store import FILE_NAME, IndexEnvironment
+from fanoutfs.index.transaction import write_transaction
+
+log = logging.getLogger(__name__)
+
+_BROKEN: Final = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """An opened volume.  was_known: the index holds what an earlier mount learned."""
+
+    environment: IndexEnvironment
+    small: SmallStore
+    files: CacheFiles
+    was_known: bool
+
+    def close(self, path: Path) -> None:
+        """Close everything and note that nothing was torn.  Blocks."""
+        self.files.close()
+        self.small.close()
+        self.environment.env.sync(True)
+        self.environment.close()
+        small_store.mark_closed(path)
+
+
+def open_volume(path: Path, small_map_bytes: int, wanted: OpenVolume) -> Volume:
+    """Open or create the volume.  Raises CacheUnusableError when a newer version wrote it or the disk refuses."""
+    if not (path / FILE_NAME).exists():
+        _empty(path)
+    try:
+        environment, was_known = _open_index(path, wanted)
+    except _BROKEN as error:
+        log.error("index is broken, starting a new one path=%s: %s", path / FILE_NAME, error)
+        (path / FILE_NAME).replace(path / (FILE_NAME + ".broken"))
+        (path / (FILE_NAME + "-lock")).unlink(missing_ok=True)
+        _empty(path)
+        environment, was_known = _open_index(path, wanted)
+    small_store.prepare(path)
+    try:
+        small = SmallStore(path, small_map_bytes)
+    except lmdb.Error as error:
+        log.error("small-file store is broken, starting a new one path=%s: %s", path, error)
+        small_store.remove(path)
+        small = SmallStore(path, small_map_bytes)
+    return Volume(environment, small, CacheFiles(path, writable=True), was_known)
+
+
+def _open_index(path: Path, wanted: OpenVolume) -> tuple[IndexEnvironment, bool]:
+    environment = IndexEnvironment(path, writable=True)
+    try:
+        environment.env.reader_check()  # slots of processes that were killed
+        with write_transaction(environment) as txn:
+            return environment, wanted.apply(txn)
+    except ValueError as error:
+        environment.close()
+        raise CacheUnusableError(f"{path}: {error}; use another --cache-dir or delete this folder") from error
+    except lmdb.Error:
+        environment.close()
+        raise
+
+
+def _empty(path: Path) -> None:
+    """Remove everything that is filed under inode numbers."""
+    small_store.remove(path)
+    shutil.rmtree(path / "objects", ignore_errors=True)
+    (path / "objects").mkdir(mode=0o700)
+

@@ -1,0 +1,176 @@
+"""The file system without FUSE: what the core does for the requests that a front could not answer.
+
+Core, trio thread only.  Names are bytes, errors are FanoutError, results are index records.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from fanoutfs.core.fill import Fills
+from fanoutfs.core.freshness import Freshness
+from fanoutfs.core.listing import Listings
+from fanoutfs.errors import (
+    BackendError,
+    CacheFullError,
+    FanoutError,
+    NotADirectoryInIndexError,
+    StaleInodeError,
+)
+from fanoutfs.index.format import Inode
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.observe.shared import SCRATCH_BYTES, SCRATCH_SLOTS, SharedState
+from fanoutfs.wire.relay import DONE, Outcome, Verb
+
+log = logging.getLogger(__name__)
+
+_STALE_PATIENCE_S: Final = 3.0
+"""How long a request waits for a fresh listing before it is served from an older one."""
+_STALE_PAUSE_S: Final = 5.0
+"""After that failed, older listings serve without asking for this long."""
+_SCRATCH_EXPIRY_NS: Final = 30_000_000_000
+_SCRATCH_WAIT_S: Final = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Answer to a lookup.  inode None: no such name; is_exact: the kernel may remember that until told otherwise."""
+
+    inode: Inode | None
+    is_exact: bool
+
+
+class FileSystem:
+    """Lookups, listings and fills over the index."""
+
+    def __init__(
+        self,
+        *,
+        reader: IndexReader,
+        listings: Listings,
+        fills: Fills,
+        freshness: Freshness,
+        shared: SharedState,
+        metadata_ttl_s: float,
+    ) -> None:
+        self._reader = reader
+        self._listings = listings
+        self._fills = fills
+        self._freshness = freshness
+        self._shared = shared
+        self._ttl_s = metadata_ttl_s
+        self._serve_stale_until = 0.0
+
+    def inode(self, ino: int) -> Inode:
+        """Return an inode's record.  Raises StaleInodeError."""
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, ino)
+        if inode is None:
+            raise StaleInodeError(f"inode {ino} is not in the index")
+        return inode
+
+    def totals(self) -> tuple[int, int]:
+        """Return (files, bytes) known so far."""
+        with self._reader.begin() as txn:
+            return self._reader.totals(txn)
+
+    async def lookup(self, parent: int, name: bytes) -> Found:
+        """Find a name, listing the directory or asking for the one name if need be.  Checkpoint."""
+        await trio.lowlevel.checkpoint()
+        directory = self._directory(parent)
+        self._freshness.note_used(parent)
+        if not directory.is_listed:
+            ino = await self._listings.find(parent, name)
+        else:
+            await self._freshen(directory)
+            with self._reader.begin() as txn:
+                ino = self._reader.child(txn, parent, name)
+        if ino is None:
+            return Found(None, is_exact=self._directory(parent).is_listed)
+        return Found(self.inode(ino), is_exact=True)
+
+    async def make_listed(self, ino: int) -> None:
+        """Make a directory's listing present and fresh.  Checkpoint."""
+        await trio.lowlevel.checkpoint()
+        directory = self._directory(ino)
+        self._freshness.note_used(ino)
+        if directory.is_listed:
+            await self._freshen(directory)
+        else:
+            await self._listings.refresh(ino)
+
+    async def invalidate(self, ino: int) -> None:
+        """List a directory again now, whatever its age, and tell the kernel what changed.  Checkpoint."""
+        self._directory(ino)
+        await self._listings.refresh(ino)
+
+    async def prepare_read(self, verb: Verb, ino: int, offset: int, length: int) -> bytes:
+        """Do what a front asks for before it answers a READ; return the packed outcome.  Checkpoint."""
+        if verb is Verb.REFILL:
+            await self._fills.discard_damaged(ino, offset, length)
+        if verb is not Verb.DIRECT:
+            try:
+                await self._fills.ensure(ino, offset, length)
+            except CacheFullError as error:
+                log.debug("reading through ino=%d offset=%d: %s", ino, offset, error)
+            else:
+                return DONE.pack(Outcome.READY, 0, 0, 0)
+        data = await self._fills.fetch_direct(ino, offset, min(length, SCRATCH_BYTES))
+        slot, mark = await self._scratch_slot()
+        self._shared.scratch(slot)[: len(data)] = data
+        return DONE.pack(Outcome.SCRATCH, slot, len(data), mark)
+
+    def _directory(self, ino: int) -> Inode:
+        inode = self.inode(ino)
+        if not inode.is_dir:
+            raise NotADirectoryInIndexError(f"inode {ino} is not a directory")
+        return inode
+
+    async def _freshen(self, directory: Inode) -> None:
+        """List again if the listing is older than the TTL; with the backend down, serve the older one."""
+        age_ns = self._listings.age_ns(directory)
+        if age_ns is not None and age_ns <= self._ttl_s * 1e9:
+            return
+        if trio.current_time() < self._serve_stale_until:
+            return
+        try:
+            with trio.move_on_after(_STALE_PATIENCE_S) as scope:
+                await self._listings.refresh(directory.ino)
+        except BackendError as error:
+            log.warning("serving an older listing ino=%d: %s", directory.ino, error)
+            self._serve_stale_until = trio.current_time() + _STALE_PAUSE_S
+        if scope.cancelled_caught:
+            log.warning("serving an older listing ino=%d: the backend is slow", directory.ino)
+            self._serve_stale_until = trio.current_time() + _STALE_PAUSE_S
+
+    async def _scratch_slot(self) -> tuple[int, int]:
+        """Take a scratch slot, waiting for one if all are in use; return (slot, its mark).  Checkpoint."""
+        while True:
+            now = time.monotonic_ns()
+            for slot in range(SCRATCH_SLOTS):
+                mark = self._shared.scratch_mark(slot)
+                if mark == 0 or now - mark > _SCRATCH_EXPIRY_NS:  # a front that died never gives it back
+                    self._shared.set_scratch_mark(slot, now)
+                    return slot, now
+            await trio.sleep(_SCRATCH_WAIT_S)
+
+
+def resolve_path(filesystem: FileSystem, reader: IndexReader, root_ino: int, path: bytes) -> int:
+    """Return the inode of a path relative to the mountpoint, as far as the index knows it.
+
+    Raises FanoutError when a part of it is unknown.
+    """
+    ino = root_ino
+    for name in path.split(b"/"):
+        if name in (b"", b"."):
+            continue
+        with reader.begin() as txn:
+            child = reader.child(txn, ino, name)
+        if child is None:
+            raise FanoutError(f"{path.decode(errors='replace')}: not known to the mount")
+        ino = child
+    filesystem.inode(ino)
+    return ino

@@ -1,0 +1,331 @@
+"""Fills: bring ranges of objects into the cache, each byte once, however many ask for it.
+
+Core, trio thread only; what blocks (backend, disk, checksums) runs in worker threads that touch no shared state.
+
+A fill covers consecutive missing blocks of one part (or a whole small file).  The first request for a block starts
+its fill in the core's nursery, every later one waits for the same fill; cancelling a waiter never cancels the fill.
+An error is shared by all who wait and is not remembered: the next request tries again.
+
+Between looking at the index and registering a fill there is no checkpoint, and a fill leaves the table only after
+its blocks are committed: a block is always either in the index, in the table, or missing.
+
+Order of one fill, so that the index never promises bytes that are not in the file:
+  1. admission (memory, requests), then room in the cache
+  2. ranged GET with If-Match
+  3. write to the cache file, checksums
+  4. commit the block map
+  5. wake the waiters
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import lmdb
+import trio
+
+from fanoutfs.backend.base import Backend
+from fanoutfs.cache.blocks import find_torn_blocks, missing_blocks, store_blocks
+from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.small import SmallStore
+from fanoutfs.core.admission import Admission, Ticket
+from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.space import Space
+from fanoutfs.errors import CacheFullError, DeadlineError, FanoutError, InvariantError, StaleInodeError
+from fanoutfs.index.format import Inode
+from fanoutfs.index.operations import DropBlocks, PutBlocks
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import bump
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
+
+log = logging.getLogger(__name__)
+
+
+class Fill:
+    """One fetch under way.  first, count: blocks of the file."""
+
+    __slots__ = ("count", "done", "error", "first", "inode", "is_demand", "ticket")
+
+    def __init__(self, inode: Inode, first: int, count: int, *, is_demand: bool) -> None:
+        self.inode = inode
+        self.first = first
+        self.count = count
+        self.is_demand = is_demand
+        self.done = trio.Event()
+        self.error: FanoutError | None = None
+        self.ticket: Ticket | None = None
+
+    @property
+    def start(self) -> int:
+        """Return the first byte's offset."""
+        return self.first * BLOCK_BYTES
+
+    @property
+    def end(self) -> int:
+        """Return the offset behind the last byte."""
+        return min((self.first + self.count) * BLOCK_BYTES, self.inode.size_bytes)
+
+
+class Fills:
+    """The table of fills under way and everything that starts one."""
+
+    def __init__(
+        self,
+        *,
+        nursery: trio.Nursery,
+        backend: Backend,
+        reader: IndexReader,
+        writer: GroupWriter[IndexTransaction],
+        files: CacheFiles,
+        small: SmallStore,
+        space: Space,
+        admission: Admission,
+        readahead: ReadAhead,
+        requests: int,
+        op_timeout_s: float,
+        row: memoryview,
+    ) -> None:
+        self._nursery = nursery
+        self._backend = backend
+        self._reader = reader
+        self._writer = writer
+        self._files = files
+        self._small = small
+        self._space = space
+        self._admission = admission
+        self._readahead = readahead
+        self._threads = trio.CapacityLimiter(requests)
+        self._op_timeout_s = op_timeout_s
+        self._row = row
+        self._table: dict[int, dict[int, Fill]] = {}
+
+    # --- what readers ask --------------------------------------------------------------------------------------
+
+    async def ensure(self, ino: int, offset: int, length: int) -> None:
+        """Make bytes [offset, offset + length) of a file present, as far as the file goes.  Checkpoint.
+
+        Raises StaleInodeError, CacheFullError (read through instead), DeadlineError, or what the backend raised.
+        """
+        inode = self._inode(ino)
+        end = min(offset + length, inode.size_bytes)
+        if offset >= end:
+            return
+        if inode.is_small:
+            waits = self._start(inode, [] if self._small.has(ino) else [0], is_demand=True)
+        else:
+            first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+            waits = self._start(inode, self._missing(inode, first, last), is_demand=True)
+            self._fetch_ahead(inode, first, last)
+        await self._wait(waits, inode)
+
+    def note_part_read(self, ino: int, part: int) -> None:
+        """Take a front's word that a reader arrived at this part, and fetch ahead of it."""
+        try:
+            inode = self._inode(ino)
+        except StaleInodeError:
+            return
+        if not inode.is_small:
+            self._fetch_ahead(inode, part * PART_BLOCKS, part * PART_BLOCKS)
+
+    async def fetch_direct(self, ino: int, offset: int, length: int) -> memoryview:
+        """Return bytes of a file without caching them.  Checkpoint.  Raises as `ensure`."""
+        inode = self._inode(ino)
+        end = min(offset + length, inode.size_bytes)
+        if offset >= end:
+            return memoryview(b"")
+        ticket = self._admission.enqueue(end - offset, is_demand=True)
+        try:
+            with trio.move_on_after(self._op_timeout_s):
+                await ticket.admitted.wait()
+                get = partial(self._backend.get_range, inode.key, offset, end, inode.version)
+                data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
+                bump(self._row, Count.READ_THROUGH_BYTES, len(data))
+                return data
+        finally:
+            self._admission.release(ticket)
+        raise DeadlineError(f"no answer for {inode.key} within {self._op_timeout_s:g} s")
+
+    async def discard_damaged(self, ino: int, offset: int, length: int) -> None:
+        """Look at the cached blocks of a range and drop those whose checksum is wrong.  Checkpoint."""
+        inode = self._inode(ino)
+        if inode.is_small:
+            if self._small.has(ino) and not self._small.is_intact(ino):
+                bump(self._row, Count.VERIFY_FAILURES)
+                log.warning("damaged small file dropped ino=%d key=%s", ino, inode.key)
+                await self._small.drop(ino)
+            return
+        for part in range(offset // PART_BYTES, (offset + length - 1) // PART_BYTES + 1):
+            with self._reader.begin() as txn:
+                value = self._reader.part_value(txn, ino, part)
+            if value is None:
+                continue
+            fd = self._files.duplicate(ino)
+            look = partial(find_torn_blocks, fd, part, bytes(value), inode.size_bytes)
+            try:
+                torn = await trio.to_thread.run_sync(look)
+            finally:
+                os.close(fd)
+            if torn:
+                bump(self._row, Count.VERIFY_FAILURES, torn.bit_count())
+                log.warning("damaged blocks dropped ino=%d part=%d mask=%#x key=%s", ino, part, torn, inode.key)
+                await self._writer.run(DropBlocks(ino, part, torn).apply)
+
+    def is_filling(self, ino: int) -> bool:
+        """Tell whether a fill of this inode is under way: its bytes must not be evicted now."""
+        return ino in self._table
+
+    # --- starting and waiting ----------------------------------------------------------------------------------
+
+    def _inode(self, ino: int) -> Inode:
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, ino)
+        if inode is None or inode.is_dir:
+            raise StaleInodeError(f"inode {ino} is not a file in the index")
+        return inode
+
+    def _missing(self, inode: Inode, first: int, last: int) -> list[int]:
+        """Return the blocks of [first, last] that are not cached; some may be in the table."""
+        found = []
+        with self._reader.begin() as txn:
+            for part in range(first // PART_BLOCKS, last // PART_BLOCKS + 1):
+                mask = missing_blocks(self._reader.part_value(txn, inode.ino, part), part, first, last)
+                base = part * PART_BLOCKS
+                found += [base + block for block in range(PART_BLOCKS) if mask >> block & 1]
+        return found
+
+    def _fetch_ahead(self, inode: Inode, first: int, last: int) -> None:
+        size_blocks = -(-inode.size_bytes // BLOCK_BYTES)
+        ahead = self._readahead.access(inode.ino, first, last, size_blocks)
+        if ahead:
+            self._start(inode, self._missing(inode, ahead.start, ahead.stop - 1), is_demand=False)
+
+    def _start(self, inode: Inode, blocks: list[int], *, is_demand: bool) -> list[Fill]:
+        """Join or start the fills of these blocks and return them.  No checkpoint."""
+        under_way = self._table.setdefault(inode.ino, {})
+        joined: dict[int, Fill] = {}
+        fresh = []
+        for block in blocks:
+            fill = under_way.get(block)
+            if fill is None:
+                fresh.append(block)
+            else:
+                joined[id(fill)] = fill
+        if is_demand:
+            for fill in joined.values():
+                self._promote(fill)
+            bump(self._row, Count.FILLS_JOINED, len(joined))
+        started = [Fill(inode, first, count, is_demand=is_demand) for first, count in _runs(fresh)]
+        for fill in started:
+            for block in range(fill.first, fill.first + fill.count):
+                under_way[block] = fill
+            bump(self._row, Count.FILLS_STARTED)
+            self._nursery.start_soon(self._run, fill)
+        if not under_way:
+            del self._table[inode.ino]
+        return [*joined.values(), *started]
+
+    def _promote(self, fill: Fill) -> None:
+        fill.is_demand = True
+        if fill.ticket is not None:
+            self._admission.promote(fill.ticket)
+
+    async def _wait(self, fills: Iterable[Fill], inode: Inode) -> None:
+        with trio.move_on_after(self._op_timeout_s) as scope:
+            for fill in fills:
+                await fill.done.wait()
+        if scope.cancelled_caught:
+            raise DeadlineError(f"no answer for {inode.key} within {self._op_timeout_s:g} s")
+        for fill in fills:
+            if fill.error is not None:
+                raise fill.error
+
+    # --- one fill ----------------------------------------------------------------------------------------------
+
+    async def _run(self, fill: Fill) -> None:
+        fill.ticket = self._admission.enqueue(fill.end - fill.start, is_demand=fill.is_demand)
+        try:
+            await fill.ticket.admitted.wait()
+            if fill.inode.is_small:
+                await self._fill_small(fill)
+            else:
+                await self._fill_blocks(fill)
+        except CacheFullError as error:
+            fill.error = error
+        except FanoutError as error:
+            fill.error = error
+            bump(self._row, Count.FILLS_FAILED)
+            log.warning("fill failed key=%s start=%d end=%d: %s", fill.inode.key, fill.start, fill.end, error)
+        except Exception:  # a fill must not end the core; whoever waits gets EIO
+            fill.error = InvariantError(f"fill of {fill.inode.key} failed unexpectedly")
+            bump(self._row, Count.FILLS_FAILED)
+            log.exception("fill failed unexpectedly key=%s start=%d end=%d", fill.inode.key, fill.start, fill.end)
+        finally:
+            self._admission.release(fill.ticket)
+            self._remove(fill)
+            fill.done.set()
+
+    def _remove(self, fill: Fill) -> None:
+        under_way = self._table[fill.inode.ino]
+        for block in range(fill.first, fill.first + fill.count):
+            del under_way[block]
+        if not under_way:
+            del self._table[fill.inode.ino]
+
+    async def _fill_small(self, fill: Fill) -> None:
+        inode = fill.inode
+        async with self._space.reserved(inode.size_bytes):
+            get = partial(self._backend.get_range, inode.key, 0, inode.size_bytes, inode.version)
+            data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
+            try:
+                stored = await self._small.put(inode.ino, data)
+            except lmdb.Error as error:
+                self._space.note_disk_error(error)
+                stored = False
+        if not stored:
+            raise CacheFullError(f"no room for {inode.key}")
+
+    async def _fill_blocks(self, fill: Fill) -> None:
+        inode = fill.inode
+        part, first_block = divmod(fill.first, PART_BLOCKS)
+        length = fill.end - fill.start
+        async with self._space.reserved(length, (inode.ino, part)):
+            try:
+                fd = self._files.duplicate(inode.ino)
+
+                def fetch_and_store() -> dict[int, int]:
+                    try:
+                        data = self._backend.get_range(inode.key, fill.start, fill.end, inode.version)
+                        return store_blocks(fd, part, first_block, data)
+                    finally:
+                        os.close(fd)  # here, because a cancelled fill leaves this thread running
+
+                checksums = await trio.to_thread.run_sync(
+                    fetch_and_store, limiter=self._threads, abandon_on_cancel=True
+                )
+                known = await self._writer.run(PutBlocks(inode.ino, part, checksums).apply)
+            except (OSError, lmdb.Error) as error:
+                self._space.note_disk_error(error)
+                raise CacheFullError(f"cannot write to the cache: {error}") from error
+        if not fill.is_demand:
+            bump(self._row, Count.PREFETCH_BYTES, length)
+        if not known:
+            self._files.remove(inode.ino)
+            raise StaleInodeError(f"inode {inode.ino} was freed while it was fetched")
+
+
+def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, count) of consecutive blocks within one part."""
+    start = previous = -1
+    for block in blocks:
+        if start >= 0 and block == previous + 1 and block % PART_BLOCKS:
+            previous = block
+            continue
+        if start >= 0:
+            yield start, previous - start + 1
+        start = previous = block
+    if start >= 0:
+        yield start, previous - start + 1

@@ -1,0 +1,34 @@
+"""Grace periods: publish that bytes are gone, wait until no front can still be reading them, then reclaim.
+
+A front's busy word is odd while it serves a request.  A front that was even once, or whose word changed, since the
+change was committed has begun its current request after the commit and cannot see what was removed.
+"""
+
+from typing import Final
+
+import trio
+
+from fanoutfs.observe.shared import SharedState
+
+_POLL_S: Final = 0.0005
+
+
+class Grace:
+    """Waits for fronts.  Core only."""
+
+    def __init__(self, shared: SharedState, fronts: int) -> None:
+        self._shared = shared
+        self._fronts = fronts
+
+    async def wait(self) -> None:
+        """Return once every front has been idle since the call.  Checkpoint.
+
+        Bounded by the time of one request of a front, which never blocks on the backend; a front that dies has its
+        word cleared by the keeper.
+        """
+        await trio.lowlevel.checkpoint()
+        busy = {front: mark for front, mark in enumerate(self._shared.busy_marks(self._fronts)) if mark & 1}
+        while busy:
+            await trio.sleep(_POLL_S)
+            marks = self._shared.busy_marks(self._fronts)
+            busy = {front: mark for front, mark in busy.items() if marks[front] == mark}

@@ -1,0 +1,254 @@
+"""Directories: the first touch lists one once; after that names, also absent ones, are exact.
+
+Core, trio thread only.  One listing per directory at a time, run in the core's nursery; whoever needs the directory
+waits for it.  Pages are entered as they arrive.  A name in a directory whose first listing is still under way is
+asked for by itself (HEAD and a one-key LIST), so that one file in a directory of a million is not kept waiting.
+"""
+
+import logging
+from collections.abc import Iterator
+from functools import partial
+from typing import Final
+
+import trio
+
+from fanoutfs.backend.base import Backend
+from fanoutfs.clock import Clock
+from fanoutfs.core.notify import Notifier
+from fanoutfs.errors import DeadlineError, FanoutError, InvariantError, ObjectMissingError, StaleInodeError
+from fanoutfs.index.format import Inode, Ownership
+from fanoutfs.index.names import child_name
+from fanoutfs.index.operations import ApplyChildren, Change, Child, FinishListing
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import bump
+from fanoutfs.records import ListPage
+
+log = logging.getLogger(__name__)
+
+_PARALLEL: Final = 16
+
+
+class _Listing:
+    """One listing under way."""
+
+    def __init__(self) -> None:
+        self.progress = trio.Event()  # replaced after each page
+        self.first_page = trio.Event()
+        self.done = trio.Event()
+        self.error: FanoutError | None = None
+
+
+class Listings:
+    """Lists directories, once each, and enters what was found."""
+
+    def __init__(
+        self,
+        *,
+        nursery: trio.Nursery,
+        backend: Backend,
+        root_prefix: str,
+        reader: IndexReader,
+        writer: GroupWriter[IndexTransaction],
+        notifier: Notifier,
+        ownership: Ownership,
+        clock: Clock,
+        op_timeout_s: float,
+        row: memoryview,
+    ) -> None:
+        self._nursery = nursery
+        self._backend = backend
+        self._root_prefix = root_prefix
+        self._reader = reader
+        self._writer = writer
+        self._notifier = notifier
+        self._ownership = ownership
+        self._clock = clock
+        self._op_timeout_s = op_timeout_s
+        self._row = row
+        self._under_way: dict[int, _Listing] = {}
+        self._threads = trio.CapacityLimiter(_PARALLEL)
+
+    # --- what others ask ---------------------------------------------------------------------------------------
+
+    def age_ns(self, directory: Inode) -> int | None:
+        """Return how old the directory's complete listing is, or None when there is none (or the clock jumped)."""
+        age = self._clock.wall_ns() - directory.listed_at_ns
+        return age if directory.is_listed and age >= 0 else None
+
+    async def refresh(self, ino: int) -> None:
+        """List the directory now, or join the listing under way, and return when it is complete.  Checkpoint.
+
+        Waits as long as pages keep arriving.  Raises StaleInodeError, DeadlineError or what the backend raised.
+        """
+        listing = self._join(ino)
+        while not listing.done.is_set():
+            progress = listing.progress
+            with trio.move_on_after(self._op_timeout_s) as scope:
+                await progress.wait()
+            if scope.cancelled_caught:
+                raise DeadlineError(f"no answer to a listing within {self._op_timeout_s:g} s")
+        if listing.error is not None:
+            raise listing.error
+
+    async def find(self, parent: int, name: bytes) -> int | None:
+        """Return the inode of one name in a directory that was never listed, and start listing it.  Checkpoint.
+
+        None: there is no such name (now).  Raises as `refresh`.
+        """
+        listing = self._join(parent)
+        with trio.move_on_after(self._op_timeout_s) as scope:
+            await listing.first_page.wait()
+        if scope.cancelled_caught:
+            raise DeadlineError(f"no answer to a listing within {self._op_timeout_s:g} s")
+        if listing.error is not None:
+            raise listing.error
+        found = self._child(parent, name)
+        if found is not None or listing.done.is_set():
+            return found
+        await self._point_lookup(parent, name)
+        return self._child(parent, name)
+
+    # --- one listing -------------------------------------------------------------------------------------------
+
+    def _join(self, ino: int) -> _Listing:
+        listing = self._under_way.get(ino)
+        if listing is None:
+            listing = self._under_way[ino] = _Listing()
+            self._nursery.start_soon(self._run, ino, listing)
+        return listing
+
+    def _directory(self, ino: int) -> Inode:
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, ino)
+        if inode is None or not inode.is_dir:
+            raise StaleInodeError(f"inode {ino} is not a directory in the index")
+        return inode
+
+    def _child(self, parent: int, name: bytes) -> int | None:
+        with self._reader.begin() as txn:
+            return self._reader.child(txn, parent, name)
+
+    async def _run(self, ino: int, listing: _Listing) -> None:
+        try:
+            await self._list(ino, listing)
+        except FanoutError as error:
+            listing.error = error
+            log.warning("listing failed ino=%d: %s", ino, error)
+        except Exception:  # a listing must not end the core; whoever waits gets EIO
+            listing.error = InvariantError(f"listing of directory {ino} failed unexpectedly")
+            log.exception("listing failed unexpectedly ino=%d", ino)
+        finally:
+            del self._under_way[ino]
+            listing.done.set()
+            listing.first_page.set()
+            listing.progress.set()
+
+    async def _list(self, ino: int, listing: _Listing) -> None:
+        directory = self._directory(ino)
+        prefix = directory.key or self._root_prefix
+        # Names that the kernel cannot know need no invalidation; a first listing of an empty record has none.
+        with self._reader.begin() as txn:
+            was_known = next(self._reader.children(txn, ino, b""), None) is not None
+        seen_files: set[bytes] = set()
+        seen_dirs: set[bytes] = set()
+        deferred: list[Child] = []
+        changes: list[Change] = []
+        newest_ns = hidden = 0
+        started_ns = self._clock.wall_ns()
+        pages = self._backend.list(prefix)
+        while (page := await trio.to_thread.run_sync(partial(_next_page, pages), limiter=self._threads)) is not None:
+            children, page_hidden = children_of(page, prefix)
+            hidden += page_hidden + page.hidden
+            for child in children:
+                if child.version is None:
+                    seen_dirs.add(child.name)
+                else:
+                    newest_ns = max(newest_ns, child.version.mtime_ns)
+                    if was_known:
+                        seen_files.add(child.name)
+            new_changes, new_deferred = await self._writer.run(
+                ApplyChildren(ino, tuple(children), self._ownership, started_ns).apply
+            )
+            deferred += new_deferred
+            if was_known or directory.is_listed:
+                changes += new_changes
+            listing.first_page.set()
+            listing.progress.set()
+            listing.progress = trio.Event()
+        finish = FinishListing(
+            parent=ino,
+            # The store may have answered the first page this long ago: fresh since then, not since now.
+            listed_at_ns=started_ns,
+            newest_mtime_ns=newest_ns,
+            seen_files=frozenset(seen_files) if was_known else None,
+            seen_dirs=frozenset(seen_dirs),
+            deferred=tuple(deferred),
+            ownership=self._ownership,
+        )
+        last_changes, shadowed = await self._writer.run(finish.apply)
+        bump(self._row, Count.LISTINGS)
+        if not directory.is_listed:
+            bump(self._row, Count.HIDDEN_NAMES, hidden + shadowed)
+        await self._publish(changes + last_changes)
+
+    async def _publish(self, changes: list[Change]) -> None:
+        if not changes:
+            return
+        switched = sum(change.kind.name == "REPLACED" for change in changes)
+        bump(self._row, Count.VERSION_SWITCHES, switched)
+        await self._notifier.publish(changes)
+
+    # --- one name ----------------------------------------------------------------------------------------------
+
+    async def _point_lookup(self, parent: int, name: bytes) -> None:
+        """Enter what the store has under one name, as an object, a prefix, or nothing.  Checkpoint."""
+        directory = self._directory(parent)
+        prefix = directory.key or self._root_prefix
+        key = prefix + name.decode("utf-8", "surrogateescape")
+        children: list[Child] = []
+        below = await trio.to_thread.run_sync(partial(self._has_below, key + "/"), limiter=self._threads)
+        if below:
+            children.append(Child(name, key + "/", None))
+        else:
+            try:
+                info = await trio.to_thread.run_sync(partial(self._backend.head, key), limiter=self._threads)
+            except ObjectMissingError:
+                return
+            children.append(Child(name, key, info.version))
+        apply = ApplyChildren(parent, tuple(children), self._ownership, self._clock.wall_ns())
+        changes, _deferred = await self._writer.run(apply.apply)
+        await self._publish([change for change in changes if change.kind.name != "ADDED"])
+
+    def _has_below(self, prefix: str) -> bool:
+        return any(page.objects or page.prefixes for page in self._backend.list(prefix, limit=1))
+
+
+def children_of(page: ListPage, prefix: str) -> tuple[list[Child], int]:
+    """Return what a page shows below a directory, and how many of its keys cannot be shown.
+
+    The object whose key is the prefix itself marks the directory and is neither shown nor counted.
+    """
+    children: list[Child] = []
+    hidden = 0
+    for key in page.prefixes:
+        name = child_name(key, prefix)
+        if name is None:
+            hidden += 1
+        else:
+            children.append(Child(name, key, None))
+    for info in page.objects:
+        if info.key == prefix:
+            continue
+        name = None if info.key.endswith("/") else child_name(info.key, prefix)
+        if name is None:
+            hidden += 1
+        else:
+            children.append(Child(name, info.key, info.version))
+    return children, hidden
+
+
+def _next_page(pages: Iterator[ListPage]) -> ListPage | None:
+    return next(pages, None)

@@ -1,0 +1,272 @@
+"""Life of a core: open what survives, say "ready", serve until told to stop, close in order.
+
+Runs in a child of the keeper, forked before any thread exists.  Two steps, so that a mount never appears that could
+not work: `prepare` (synchronous) opens the index and asks the backend one question; after the keeper has mounted it
+sends `Go` with the /dev/fuse descriptor, and trio begins.
+
+Order of the end: pyfuse3's loop and all fills are cancelled, then the writers commit what they have, then the
+environments close.  Being killed at any point loses nothing but cached bytes.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+from fanoutfs.backend import Backend, open_backend
+from fanoutfs.cache.volume import Volume, open_volume
+from fanoutfs.clock import SystemClock
+from fanoutfs.config.schema import MountConfig
+from fanoutfs.core.admission import Admission
+from fanoutfs.core.control import ControlServer
+from fanoutfs.core.fill import Fills
+from fanoutfs.core.filesystem import FileSystem, resolve_path
+from fanoutfs.core.freshness import Freshness, epoch_s
+from fanoutfs.core.grace import Grace
+from fanoutfs.core.listing import Listings
+from fanoutfs.core.notify import Notifier
+from fanoutfs.core.operations import Operations
+from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.space import Space
+from fanoutfs.core.status import describe
+from fanoutfs.errors import AccessDeniedError, DeadlineError, FanoutError, ObjectMissingError, TransientError
+from fanoutfs.index.format import Ownership
+from fanoutfs.index.operations import OpenVolume
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.transaction import IndexTransaction, write_transaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState
+from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
+from fanoutfs.records import ROOT_INO
+from fanoutfs.wire.hints import HINT_SIZE, HintKind, decode_hint
+from fanoutfs.wire.kernel import FOREVER_S
+
+log = logging.getLogger(__name__)
+
+_PROBE_NAME: Final = ".fanoutfs-probe"
+
+
+@dataclass(frozen=True, slots=True)
+class CoreTask:
+    """What the keeper hands to a core: the settings, the volume's place, and the core's ends of all channels."""
+
+    config: MountConfig
+    identity: str
+    root_prefix: str
+    volume_path: Path
+    other_volumes_bytes: int
+    shared: SharedState
+    supervision: socket.socket
+    relay: socket.socket
+    hints: socket.socket
+    control: socket.socket
+    is_first: bool
+
+    @property
+    def ownership(self) -> Ownership:
+        """Return what files show as owner and mode."""
+        config = self.config
+        return Ownership(config.uid, config.gid, config.file_mode, config.dir_mode, config.small_file_size)
+
+
+def run(task: CoreTask) -> int:
+    """Live as a core and return the process's exit code."""
+    try:
+        volume, backend = prepare(task)
+    except FanoutError as error:
+        send_failed(task.supervision, error)
+        return error.exit_code
+    send_ready(task.supervision)
+    go = receive_go(task.supervision)
+    if go is not None:
+        trio.run(partial(serve, task, volume, backend, go), restrict_keyboard_interrupt_to_checkpoints=True)
+        log.info("core ends")
+    volume.close(task.volume_path)
+    return 0
+
+
+def prepare(task: CoreTask) -> tuple[Volume, Backend]:
+    """Open the volume and make sure the backend lets us in.  Raises FanoutError with a line for the user."""
+    backend = open_backend(task.config, count=ThreadSafeCounter(task.shared.row(CORE_ROW)))
+    small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
+    wanted = OpenVolume(task.identity, task.ownership, SystemClock().wall_ns())
+    volume = open_volume(task.volume_path, small_map_bytes, wanted)
+    if task.is_first:
+        check_access(backend, task.root_prefix, is_warm=volume.was_known)
+    return volume, backend
+
+
+def check_access(backend: Backend, root_prefix: str, *, is_warm: bool) -> None:
+    """Ask the backend one question.  Raises what stands in the way of a mount.
+
+    A volume never seen before needs a LIST.  A known one is served from the cache even while the backend is down;
+    there one HEAD tells whether the credentials are good, without a LIST or a GET.
+    """
+    if is_warm:
+        try:
+            backend.head(root_prefix + _PROBE_NAME)
+            return
+        except ObjectMissingError:
+            return
+        except (TransientError, DeadlineError) as error:
+            log.warning("backend does not answer, serving from the cache: %s", error)
+            return
+        except AccessDeniedError:
+            pass  # HEAD has no body that tells bad credentials from a missing right: LIST tells
+    next(iter(backend.list(root_prefix, limit=1)), None)
+
+
+class ThreadSafeCounter:
+    """Adds to the core's row from worker threads."""
+
+    def __init__(self, row: memoryview) -> None:
+        self._row = row
+        self._lock = threading.Lock()
+        self._indices = {count.name.lower(): int(count) for count in Count}
+
+    def __call__(self, name: str, value: int) -> None:
+        with self._lock:
+            self._row[self._indices[name]] += value
+
+
+async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> None:
+    """Serve requests until the mount ends or SIGTERM."""
+    config, row = task.config, task.shared.row(CORE_ROW)
+    environment = volume.environment
+    clock = SystemClock()
+    reader = IndexReader(environment)
+
+    writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
+    notifier = Notifier(go.fuse_fd, has_epoch=go.has_epoch, row=row)
+    grace = Grace(task.shared, config.front_count())
+    admission = Admission(config.fill_memory, config.requests)
+    readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
+    space = Space(
+        cap_bytes=config.cache_size,
+        floor_bytes=config.free_space_floor,
+        other_bytes=task.other_volumes_bytes,
+        environment=environment,
+        writer=writer,
+        files=volume.files,
+        small=volume.small,
+        grace=grace,
+        row=row,
+    )
+    async with trio.open_nursery() as nursery:
+        listings = Listings(
+            nursery=nursery,
+            backend=backend,
+            root_prefix=task.root_prefix,
+            reader=reader,
+            writer=writer,
+            notifier=notifier,
+            ownership=task.ownership,
+            clock=clock,
+            op_timeout_s=config.op_timeout,
+            row=row,
+        )
+        fills = Fills(
+            nursery=nursery,
+            backend=backend,
+            reader=reader,
+            writer=writer,
+            files=volume.files,
+            small=volume.small,
+            space=space,
+            admission=admission,
+            readahead=readahead,
+            requests=config.requests,
+            op_timeout_s=config.op_timeout,
+            row=row,
+        )
+        freshness = Freshness(
+            listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=config.metadata_ttl
+        )
+        filesystem = FileSystem(
+            reader=reader,
+            listings=listings,
+            fills=fills,
+            freshness=freshness,
+            shared=task.shared,
+            metadata_ttl_s=config.metadata_ttl,
+        )
+        orphans = OrphanReaper(
+            environment=environment,
+            writer=writer,
+            files=volume.files,
+            small=volume.small,
+            notifier=notifier,
+            grace=grace,
+            readahead=readahead,
+            clock=clock,
+            row=row,
+        )
+
+        async def status(_request: Mapping[str, Any]) -> Any:
+            return describe(
+                config, task.shared, space, volume.small, environment, filesystem, freshness, admission
+            )
+
+        async def invalidate(request: Mapping[str, Any]) -> None:
+            path = os.fsencode(str(request.get("path", "")))
+            await filesystem.invalidate(resolve_path(filesystem, reader, ROOT_INO, path))
+
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
+        control = ControlServer(listener, {"status": status, "invalidate": invalidate})
+        nursery.start_soon(control.run)
+        nursery.start_soon(freshness.run)
+        nursery.start_soon(orphans.run)
+        nursery.start_soon(_take_hints, task.hints, fills, freshness)
+        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+        entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
+        await _answer_requests(task.relay, Operations(filesystem, entry_timeout_s, row), config.front_count())
+        nursery.cancel_scope.cancel()
+    notifier.stop()
+    writer.stop()
+
+
+def entry_timeout(has_epoch: bool, metadata_ttl_s: float) -> float:
+    """Return how long the kernel may trust a name: for ever, if it can be told otherwise for all names at once."""
+    if has_epoch or metadata_ttl_s == float("inf"):
+        return FOREVER_S
+    return min(FOREVER_S, epoch_s(metadata_ttl_s))
+
+
+async def _answer_requests(relay: socket.socket, operations: Operations, fronts: int) -> None:
+    """Run pyfuse3's loop on the relay until the mount ends.
+
+    max_tasks covers every request that fronts can have in flight: a fill that waits never blocks a lookup.
+    """
+    pyfuse3.init(operations, f"/dev/fd/{relay.fileno()}", set())
+    try:
+        await pyfuse3.main(min_tasks=1, max_tasks=min(fronts, MAX_FRONTS) * SLOTS_PER_FRONT + 1)
+    finally:
+        pyfuse3.close(unmount=False)
+
+
+async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness) -> None:
+    channel = trio.socket.from_stdlib_socket(hints)
+    while packet := await channel.recv(HINT_SIZE):
+        hint = decode_hint(packet)
+        if hint.kind is HintKind.PART_READ:
+            fills.note_part_read(hint.ino, hint.part)
+        else:
+            freshness.note_used(hint.ino)
+
+
+async def _end_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _number in signals:
+            scope.cancel()
+            return

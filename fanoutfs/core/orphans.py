@@ -1,0 +1,96 @@
+"""Free inodes that no name leads to once the kernel has forgotten them.
+
+A changed object becomes a new inode; the old one keeps serving readers that have it open.  With opens answered in
+the kernel nobody says when the last of them is gone, so the kernel is asked: a notification about an inode it does
+not hold returns ENOENT.  Core, trio thread only.
+
+Order, so that no front hands out what is being freed:
+  1. the name is gone from the index and a grace period is over     3. the record goes, then another grace period
+  2. the kernel says that it does not hold the inode                4. the bytes go
+"""
+
+from typing import Final
+
+import trio
+
+from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.small import SmallStore
+from fanoutfs.clock import Clock
+from fanoutfs.core.grace import Grace
+from fanoutfs.core.notify import Notifier
+from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.index.format import INO_KEY, U64
+from fanoutfs.index.operations import FreeOrphans
+from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import bump
+
+_PERIOD_S: Final = 5.0
+_MIN_AGE_NS: Final = 5_000_000_000
+"""An answer with the old inode may still be on its way through a front."""
+_BATCH: Final = 1000
+
+
+class OrphanReaper:
+    """The task that frees orphans."""
+
+    def __init__(
+        self,
+        *,
+        environment: IndexEnvironment,
+        writer: GroupWriter[IndexTransaction],
+        files: CacheFiles,
+        small: SmallStore,
+        notifier: Notifier,
+        grace: Grace,
+        readahead: ReadAhead,
+        clock: Clock,
+        row: memoryview,
+    ) -> None:
+        self._environment = environment
+        self._writer = writer
+        self._files = files
+        self._small = small
+        self._notifier = notifier
+        self._grace = grace
+        self._readahead = readahead
+        self._clock = clock
+        self._row = row
+
+    async def run(self) -> None:
+        """Free orphans for ever."""
+        while True:
+            await self.sweep(_MIN_AGE_NS)
+            await trio.sleep(_PERIOD_S)
+
+    async def sweep(self, min_age_ns: int) -> int:
+        """Free what can be freed now; return how many inodes were.  Checkpoint."""
+        freed = 0
+        after = 0
+        while batch := self._candidates(after, min_age_ns):
+            after = batch[-1]
+            await self._grace.wait()
+            forgotten = tuple([ino for ino in batch if not await self._notifier.is_held(ino)])
+            if forgotten:
+                gone = await self._writer.run(FreeOrphans(forgotten).apply)
+                await self._grace.wait()
+                for ino in gone:
+                    self._files.remove(ino)
+                    self._readahead.forget(ino)
+                    await self._small.drop(ino)
+                freed += len(gone)
+                bump(self._row, Count.ORPHANS_FREED, len(gone))
+        return freed
+
+    def _candidates(self, after: int, min_age_ns: int) -> list[int]:
+        now = self._clock.wall_ns()
+        found: list[int] = []
+        with self._environment.env.begin() as txn, txn.cursor(db=self._environment.orphans) as cursor:
+            more = cursor.set_range(INO_KEY.pack(after + 1))
+            while more and len(found) < _BATCH:
+                if abs(now - U64.unpack(cursor.value())[0]) >= min_age_ns:
+                    found.append(INO_KEY.unpack(cursor.key())[0])
+                more = cursor.next()
+        return found

@@ -1,0 +1,105 @@
+"""How far ahead of a reader to fetch.  Pure policy: blocks in, blocks out, no I/O and no time.
+
+There are no file handles to tell readers apart (opens are answered by the kernel), so a reader is an *offset run*:
+accesses that go on where an earlier one ended.  Several runs of one inode live side by side.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from fanoutfs.records import BLOCK_BYTES, MIB
+
+_RUNS_PER_INODE: Final = 16
+_INODES: Final = 4096
+_START_BLOCKS: Final = MIB // BLOCK_BYTES
+_START_AT_ZERO_BLOCKS: Final = 8 * MIB // BLOCK_BYTES
+"""Who begins at offset 0 most often reads on: three doublings fewer, each a round trip."""
+_BACK_SLACK_BLOCKS: Final = 8 * MIB // BLOCK_BYTES
+"""Several fronts serve one reader's READs out of order; a step back by this much is still the same run."""
+_RANDOM_AFTER: Final = 4
+"""New runs in a row that nobody went on with: the file is read at random, so fetch only what is asked."""
+_WHOLE_FILE_BYTES: Final = 64 * MIB
+_WHOLE_FILE_READERS: Final = 3
+
+
+@dataclass(slots=True)
+class _Run:
+    """One reader: `position` is the block behind its last access, `edge` the block behind the last one fetched."""
+
+    position: int
+    edge: int
+    window: int
+
+
+class _Reader:
+    """Runs of one inode, most recently used last."""
+
+    __slots__ = ("lonely", "runs")
+
+    def __init__(self) -> None:
+        self.runs: list[_Run] = []
+        self.lonely = 0
+
+
+class ReadAhead:
+    """Turns accesses into ranges to prefetch."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_blocks = max(0, max_bytes // BLOCK_BYTES)
+        self._inodes: OrderedDict[int, _Reader] = OrderedDict()
+
+    def access(self, ino: int, first: int, last: int, size_blocks: int) -> range:
+        """Note an access to blocks [first, last] and return the blocks to fetch ahead (may be empty, may be cached)."""
+        reader = self._inodes.get(ino)
+        if reader is None:
+            reader = self._inodes[ino] = _Reader()
+            if len(self._inodes) > _INODES:
+                self._inodes.popitem(last=False)
+        else:
+            self._inodes.move_to_end(ino)
+        if self._max_blocks == 0:
+            return range(0)
+        run = self._continued(reader, first)
+        if run is None:
+            return self._begin(reader, first, last, size_blocks)
+        reader.lonely = 0
+        run.position = max(run.position, last + 1)
+        run.edge = max(run.edge, run.position)
+        if run.edge - run.position > run.window // 2:
+            return range(0)  # far enough ahead: extend in large steps
+        run.window = min(max(2 * run.window, _START_BLOCKS), self._max_blocks)
+        return self._extend(run, size_blocks)
+
+    @staticmethod
+    def _continued(reader: _Reader, first: int) -> _Run | None:
+        for index in range(len(reader.runs) - 1, -1, -1):
+            run = reader.runs[index]
+            if run.position - min(_BACK_SLACK_BLOCKS, max(1, run.window)) <= first <= run.edge:
+                reader.runs.append(reader.runs.pop(index))
+                return run
+        return None
+
+    def _begin(self, reader: _Reader, first: int, last: int, size_blocks: int) -> range:
+        reader.lonely += 1
+        start = _START_AT_ZERO_BLOCKS if first == 0 else _START_BLOCKS
+        window = min(start, self._max_blocks) if reader.lonely <= _RANDOM_AFTER else 0
+        run = _Run(last + 1, last + 1, window)
+        reader.runs.append(run)
+        if len(reader.runs) > _RUNS_PER_INODE:
+            reader.runs.pop(0)
+        small_enough = size_blocks * BLOCK_BYTES <= min(_WHOLE_FILE_BYTES, self._max_blocks * BLOCK_BYTES)
+        if small_enough and len(reader.runs) >= _WHOLE_FILE_READERS:
+            reader.runs.clear()
+            return range(size_blocks)
+        return self._extend(run, size_blocks)
+
+    @staticmethod
+    def _extend(run: _Run, size_blocks: int) -> range:
+        start = run.edge
+        run.edge = max(start, min(size_blocks, run.position + run.window))
+        return range(start, run.edge)
+
+    def forget(self, ino: int) -> None:
+        """Drop what is known of an inode."""
+        self._inodes.pop(ino, None)

@@ -1,0 +1,223 @@
+"""The hard cap on the cache: room is made before bytes are written.
+
+Core, trio thread only.  What counts against `cache_size` is what the volume occupies on disk: the blocks of large
+files (exact, in the index, changed in the transaction that publishes them), the files of index and small store, and
+what other volumes in the same cache directory occupy.  The disk's free space has a floor of its own.
+
+Eviction takes parts at random: the simplest choice that a repeated scan over more than fits does not defeat (LRU
+would evict each part just before it is read again).  Order of an eviction, so that no reader sees a hole:
+  1. commit the block map without the part     3. punch the hole
+  2. wait until every front has been idle once
+A fill of a part that is being evicted waits until the hole is punched.
+"""
+
+import logging
+import os
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import lmdb
+import trio
+
+from fanoutfs.cache.files import CacheFiles, punch_hole
+from fanoutfs.cache.small import SmallStore
+from fanoutfs.core.grace import Grace
+from fanoutfs.errors import CacheFullError
+from fanoutfs.index.format import PART_KEY
+from fanoutfs.index.operations import DropBlocks
+from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import bump
+from fanoutfs.records import MIB, PART_BYTES
+
+log = logging.getLogger(__name__)
+
+PartId = tuple[int, int]
+"""(inode, index of the part)."""
+
+_BATCH_SHARE: Final = 64
+"""An eviction frees at least one 64th of the cap, so that one grace period serves many parts."""
+_RECENT_PARTS: Final = 32
+"""Parts filled last are spared: read-ahead must not be evicted before its reader arrives."""
+_TRIES: Final = 256
+_DISK_PAUSE_S: Final = 5.0
+"""After the disk refused a write, read through for this long before trying again."""
+
+
+class Space:
+    """Accounts for the cache's bytes and evicts."""
+
+    def __init__(
+        self,
+        *,
+        cap_bytes: int,
+        floor_bytes: int,
+        other_bytes: int,
+        environment: IndexEnvironment,
+        writer: GroupWriter[IndexTransaction],
+        files: CacheFiles,
+        small: SmallStore,
+        grace: Grace,
+        row: memoryview,
+    ) -> None:
+        self._cap_bytes = cap_bytes
+        self._floor_bytes = floor_bytes
+        self._other_bytes = other_bytes
+        self._environment = environment
+        self._writer = writer
+        self._files = files
+        self._small = small
+        self._grace = grace
+        self._row = row
+        self._reserved_bytes = 0
+        self._evicting: dict[PartId, trio.Event] = {}
+        self._recent: OrderedDict[PartId, None] = OrderedDict()
+        self._writing: dict[PartId, int] = {}
+        self._lock = trio.Lock()
+        self._no_writes_until = 0.0
+
+    @property
+    def cap_bytes(self) -> int:
+        """Return the cap."""
+        return self._cap_bytes
+
+    def large_bytes(self) -> int:
+        """Return the bytes of large files in the cache."""
+        with self._environment.env.begin() as txn:
+            value = txn.get(b"cached_bytes", db=self._environment.settings)
+        return int.from_bytes(value or b"", "little")
+
+    def used_bytes(self) -> int:
+        """Return what the cache occupies on disk."""
+        return self.large_bytes() + self._small.file_bytes() + self._environment.file_bytes() + self._other_bytes
+
+    def note_disk_error(self, error: Exception) -> None:
+        """Stop writing to the cache for a while: the disk refused."""
+        self._no_writes_until = trio.current_time() + _DISK_PAUSE_S
+        log.warning("cache disk refused a write, reading through for %g s: %s", _DISK_PAUSE_S, error)
+
+    @asynccontextmanager
+    async def reserved(self, size_bytes: int, part: PartId | None = None) -> AsyncIterator[None]:
+        """Hold room for bytes that are about to be written (to a part, or to the small store).  Checkpoint.
+
+        Evicts if need be.  Raises CacheFullError when there is no room.
+        """
+        self._reserved_bytes += size_bytes
+        try:
+            if part is None:
+                await self._make_room()
+                yield
+            else:
+                async with self._held(part):
+                    await self._make_room()
+                    yield
+        finally:
+            self._reserved_bytes -= size_bytes
+
+    @asynccontextmanager
+    async def _held(self, part: PartId) -> AsyncIterator[None]:
+        """Keep the evictor away from a part while it is written and shortly after."""
+        self._writing[part] = self._writing.get(part, 0) + 1
+        try:
+            while part in self._evicting:
+                await self._evicting[part].wait()
+            yield
+            self._recent[part] = None
+            self._recent.move_to_end(part)
+            if len(self._recent) > min(_RECENT_PARTS, self._cap_bytes // PART_BYTES // 4):
+                self._recent.popitem(last=False)
+        finally:
+            self._writing[part] -= 1
+            if not self._writing[part]:
+                del self._writing[part]
+
+    def _excess_bytes(self) -> int:
+        """Return how much must go before the reserved bytes may be written."""
+        over_cap = self.used_bytes() + self._reserved_bytes - self._cap_bytes
+        under_floor = self._floor_bytes + self._reserved_bytes - self._files.free_bytes()
+        return max(over_cap, under_floor)
+
+    async def _make_room(self) -> None:
+        if trio.current_time() < self._no_writes_until:
+            raise CacheFullError("the cache disk refused a write a moment ago")
+        if self._excess_bytes() <= 0:
+            return
+        async with self._lock:
+            excess = self._excess_bytes()
+            if excess <= 0:
+                return
+            if excess > self.large_bytes():
+                raise CacheFullError("nothing left to evict")
+            await self._evict(max(excess, self._cap_bytes // _BATCH_SHARE))
+            if self._excess_bytes() > 0:
+                raise CacheFullError("no part can be evicted now")
+
+    async def _evict(self, wanted_bytes: int) -> None:
+        """Evict random parts until about this much is free, or none can be found."""
+        victims = self._choose(wanted_bytes)
+        for key in victims:
+            self._evicting[key] = trio.Event()
+        try:
+            freed = 0
+            for ino, part in victims:
+                freed += (await self._writer.run(DropBlocks(ino, part, -1).apply))[1]
+            await self._grace.wait()
+            descriptors = [(self._files.duplicate(ino), part) for ino, part in victims]
+            await trio.to_thread.run_sync(partial(_punch, descriptors))
+            bump(self._row, Count.EVICTED_BYTES, freed)
+        finally:
+            for key in victims:
+                self._evicting.pop(key).set()
+
+    def _choose(self, wanted_bytes: int) -> list[PartId]:
+        chosen: dict[PartId, None] = {}
+        found_bytes = 0
+        with self._environment.env.begin() as txn, txn.cursor(db=self._environment.blocks) as cursor:
+            for _try in range(_TRIES + 2 * wanted_bytes // MIB):
+                if found_bytes >= wanted_bytes:
+                    break
+                key = random_part(cursor)
+                if key is None:
+                    break
+                if key in chosen or key in self._recent or key in self._writing:
+                    continue
+                chosen[key] = None
+                found_bytes += PART_BYTES
+        return list(chosen)
+
+
+def random_part(cursor: lmdb.Cursor) -> PartId | None:
+    """Return (inode, part) of some record of the block map, each file and each part about equally likely.
+
+    Logarithmic in the size of the map: a random inode between the first and the last, then a random part of the file
+    found there.
+    """
+    if not cursor.first():
+        return None
+    low = PART_KEY.unpack(cursor.key())[0]
+    cursor.last()
+    high = PART_KEY.unpack(cursor.key())[0]
+    if not cursor.set_range(PART_KEY.pack(random.randint(low, high), 0)):  # noqa: S311 - not a secret
+        cursor.last()
+    ino = PART_KEY.unpack(cursor.key())[0]
+    step: Callable[[], bool] = cursor.prev if cursor.set_range(PART_KEY.pack(ino + 1, 0)) else cursor.last
+    step()
+    last_part = PART_KEY.unpack(cursor.key())[1]
+    cursor.set_range(PART_KEY.pack(ino, random.randint(0, last_part)))  # noqa: S311 - not a secret
+    found_ino, found_part = PART_KEY.unpack(cursor.key())
+    return found_ino, found_part
+
+
+def _punch(parts: list[tuple[int, int]]) -> None:
+    """Punch holes for (descriptor, part) and close the descriptors.  Blocking."""
+    for fd, part in parts:
+        try:
+            punch_hole(fd, part * PART_BYTES, PART_BYTES)
+        finally:
+            os.close(fd)

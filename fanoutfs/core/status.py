@@ -1,0 +1,54 @@
+"""What `fanoutfs status` shows: one dictionary, made on request."""
+
+import time
+from typing import Any
+
+from fanoutfs.cache.small import SmallStore
+from fanoutfs.config.schema import MountConfig
+from fanoutfs.core.admission import Admission
+from fanoutfs.core.filesystem import FileSystem
+from fanoutfs.core.freshness import Freshness
+from fanoutfs.core.space import Space
+from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.observe.shared import CORE_ROW, FIRST_FRONT_ROW, GENERATION, KEEPER_ROW, PID, STARTED_NS, SharedState
+
+
+def describe(
+    config: MountConfig,
+    shared: SharedState,
+    space: Space,
+    small: SmallStore,
+    environment: IndexEnvironment,
+    filesystem: FileSystem,
+    freshness: Freshness,
+    admission: Admission,
+) -> dict[str, Any]:
+    """Return the state of a mount, ready for JSON.  Sizes in bytes, times in seconds."""
+    keeper = shared.row(KEEPER_ROW)
+    fronts = [shared.row(FIRST_FRONT_ROW + index) for index in range(config.front_count())]
+    files, file_bytes = filesystem.totals()
+    in_flight = shared.in_flight()
+    return {
+        "source": config.source,
+        "mountpoint": str(config.mountpoint),
+        "keeper_pid": keeper[PID],
+        "core_pid": shared.row(CORE_ROW)[PID],
+        "front_pids": [row[PID] for row in fronts],
+        "generation": keeper[GENERATION],
+        "uptime_s": round((time.monotonic_ns() - keeper[STARTED_NS]) / 1e9, 1),
+        "cache": {
+            "directory": str(config.cache_dir),
+            "cap_bytes": space.cap_bytes,
+            "used_bytes": space.used_bytes(),
+            "large_bytes": space.large_bytes(),
+            "small_bytes": small.file_bytes(),
+            "index_bytes": environment.file_bytes(),
+        },
+        "known": {"files": files, "bytes": file_bytes, "active_directories": freshness.active},
+        "in_flight": {
+            "requests": len(in_flight),
+            "oldest_s": round(max((request.age_ns for request in in_flight), default=0) / 1e9, 3),
+            "fill_bytes": admission.bytes_used,
+        },
+        "counters": shared.counters(),
+    }

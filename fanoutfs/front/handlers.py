@@ -1,0 +1,317 @@
+"""Answers from the index and the cache.  What is not there goes to the core through the relay.
+
+One method per opcode; each gets (unique, nodeid, body) and answers through the kernel channel or the relay.  `body`
+is valid during the call only.
+"""
+
+import errno
+import socket
+import stat
+import time
+from typing import Final
+
+from fanoutfs.cache.blocks import BlockMismatchError, BlockReader, missing_blocks
+from fanoutfs.cache.small import SmallMismatchError, SmallReader
+from fanoutfs.front.kernel import KernelChannel
+from fanoutfs.front.relay import Answer, Relay, Relayed, with_unique
+from fanoutfs.index.format import FLAG_LISTED, FLAG_SMALL, INODE_TAIL
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.observe.catalog import ANSWERED_BASE, Count
+from fanoutfs.observe.shared import SharedState
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES, ROOT_INO
+from fanoutfs.wire.dirents import direntplus_size, dirent_size, pack_dirent
+from fanoutfs.wire.hints import Hint, HintKind
+from fanoutfs.wire.kernel import (
+    ATTR_SIZE,
+    ENTRY_OUT_HEAD,
+    ENTRY_OUT_SIZE,
+    FOREVER_S,
+    OUT_HEADER_SIZE,
+    READ_IN,
+    STATFS_OUT,
+    Opcode,
+)
+from fanoutfs.wire.messages import ATTR_OUT_FOREVER, encode_request
+from fanoutfs.wire.relay import DONE, Outcome, Verb
+
+_DT_DIR: Final = stat.S_IFDIR >> 12
+_DOT_OFFSET: Final = 1
+_DOTDOT_OFFSET: Final = 2
+_MAX_TRIES: Final = 3
+"""After the cache lost a range this often before it could be read, the core hands the bytes over directly."""
+_HINT_TABLE: Final = 8192
+_STATFS_BLOCK: Final = 4096
+_STATFS_TOTAL_BYTES: Final = 1 << 50
+"""Object stores have no size: 1 PiB, as s3fs, rclone and JuiceFS say.  What is known to exist counts as used."""
+_EMPTY_ATTR: Final = b"\0" * ATTR_SIZE
+
+
+class Handlers:
+    """The answers of one front."""
+
+    def __init__(
+        self,
+        *,
+        kernel: KernelChannel,
+        relay: Relay,
+        index: IndexReader,
+        small: SmallReader,
+        blocks: BlockReader,
+        hints: socket.socket,
+        shared: SharedState,
+        row: memoryview,
+        metadata_ttl_s: float,
+        entry_valid_s: int,
+    ) -> None:
+        self._kernel = kernel
+        self._relay = relay
+        self._index = index
+        self._small = small
+        self._blocks = blocks
+        self._hints = hints
+        self._shared = shared
+        self._row = row
+        self._ttl_ns = metadata_ttl_s * 1e9
+        self._tracks_use = metadata_ttl_s != float("inf")
+        self._hint_period_s = min(metadata_ttl_s, 10.0)
+        self._entry_valid_s = entry_valid_s
+        self._negative_entry = ENTRY_OUT_HEAD.pack(0, 0, entry_valid_s, 0, 0, 0) + _EMPTY_ATTR
+        self._hinted: dict[int, float] = {}
+        self._last_part: dict[int, int] = {}
+
+    # --- names and attributes ----------------------------------------------------------------------------------
+
+    def lookup(self, unique: int, nodeid: int, body: memoryview) -> None:
+        name = bytes(body[:-1])  # the kernel sends the NUL
+        with self._index.begin() as txn:
+            directory = self._index.inode_value(txn, nodeid)
+            if directory is None or not self._is_fresh(directory):
+                child = value = None
+            else:
+                child = self._index.child(txn, nodeid, name)
+                value = None if child is None else self._index.inode_value(txn, child)
+        if directory is None:
+            self._fail(Opcode.LOOKUP, unique, errno.ESTALE)
+        elif not self._is_fresh(directory) or (child is not None and value is None):
+            packet = encode_request(Opcode.LOOKUP, 0, nodeid, name + b"\0")
+            self._relay.forward(Opcode.LOOKUP, unique, nodeid, packet)
+        else:
+            self._note_directory(nodeid)
+            self._row[ANSWERED_BASE + Opcode.LOOKUP] += 1
+            if child is None or value is None:
+                self._kernel.answer(unique, self._negative_entry)
+            else:
+                self._kernel.answer(unique, self._entry_head(child), value[:ATTR_SIZE])
+
+    def getattr(self, unique: int, nodeid: int, _body: memoryview) -> None:
+        with self._index.begin() as txn:
+            value = self._index.inode_value(txn, nodeid)
+        if value is None:
+            self._fail(Opcode.GETATTR, unique, errno.ESTALE)
+            return
+        self._row[ANSWERED_BASE + Opcode.GETATTR] += 1
+        self._kernel.answer(unique, ATTR_OUT_FOREVER, value[:ATTR_SIZE])
+
+    def statfs(self, unique: int, _nodeid: int, _body: memoryview) -> None:
+        with self._index.begin() as txn:
+            files, size_bytes = self._index.totals(txn)
+        total = _STATFS_TOTAL_BYTES // _STATFS_BLOCK
+        free = max(0, total - -(-size_bytes // _STATFS_BLOCK))
+        free_files = (1 << 40) - files
+        self._row[ANSWERED_BASE + Opcode.STATFS] += 1
+        statfs = STATFS_OUT.pack(total, free, free, 1 << 40, free_files, _STATFS_BLOCK, 255, _STATFS_BLOCK, 0)
+        self._kernel.answer(unique, statfs)
+
+    def _entry_head(self, ino: int) -> bytes:
+        return ENTRY_OUT_HEAD.pack(ino, 0, self._entry_valid_s, FOREVER_S, 0, 0)
+
+    def _is_fresh(self, directory: bytes | memoryview) -> bool:
+        """Tell whether a directory's record says that its names are complete and within the TTL."""
+        listed_at_ns, flags, _etag, _version, _key = INODE_TAIL.unpack_from(directory, ATTR_SIZE)
+        return bool(flags & FLAG_LISTED) and self._is_within_ttl(listed_at_ns)
+
+    def _is_within_ttl(self, listed_at_ns: int) -> bool:
+        return not self._tracks_use or 0 <= time.time_ns() - listed_at_ns <= self._ttl_ns
+
+    # --- directories -------------------------------------------------------------------------------------------
+
+    def readdir(self, unique: int, nodeid: int, body: memoryview) -> None:
+        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
+        self._list(Opcode.READDIR, unique, nodeid, offset, size, tries=0)
+
+    def readdirplus(self, unique: int, nodeid: int, body: memoryview) -> None:
+        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
+        self._list(Opcode.READDIRPLUS, unique, nodeid, offset, size, tries=0)
+
+    def _list(self, opcode: Opcode, unique: int, nodeid: int, offset: int, size: int, tries: int) -> None:
+        with self._index.begin() as txn:
+            directory = self._index.inode(txn, nodeid)
+            if directory is None:
+                self._fail(opcode, unique, errno.ESTALE)
+                return
+            if not directory.is_dir:
+                self._fail(opcode, unique, errno.ENOTDIR)
+                return
+            is_old = offset == 0 and not self._is_within_ttl(directory.listed_at_ns)
+            if not directory.is_listed or (is_old and tries == 0):
+                if tries < _MAX_TRIES:
+                    self._relay.ask(Verb.LIST, opcode, unique, nodeid, offset, size, tries)
+                else:
+                    self._fail(opcode, unique, errno.EIO)
+                return
+            after = b""
+            if offset > _DOTDOT_OFFSET:
+                last = self._index.inode(txn, offset)
+                if last is None:  # freed since: where the listing stood is not known any more
+                    self._fail(opcode, unique, errno.ESTALE)
+                    return
+                after = last.name
+            records: list[bytes] = []
+            used = 0
+            plus = opcode is Opcode.READDIRPLUS
+            for position, name in ((_DOT_OFFSET, b"."), (_DOTDOT_OFFSET, b"..")):
+                if offset < position:
+                    dirent = pack_dirent(nodeid if name == b"." else ROOT_INO, position, _DT_DIR, name)
+                    records.append(b"\0" * ENTRY_OUT_SIZE + dirent if plus else dirent)
+                    used += len(records[-1])
+            for name, ino, dtype in self._index.children(txn, nodeid, after):
+                used += direntplus_size(len(name)) if plus else dirent_size(len(name))
+                if used > size:
+                    break
+                if plus:
+                    value = self._index.inode_value(txn, ino)
+                    if value is None:
+                        continue
+                    records += (self._entry_head(ino), bytes(value[:ATTR_SIZE]))
+                records.append(pack_dirent(ino, ino, dtype, name))
+        self._note_directory(nodeid)
+        self._row[ANSWERED_BASE + opcode] += 1
+        self._kernel.answer(unique, b"".join(records))
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def read(self, unique: int, nodeid: int, body: memoryview) -> None:
+        _fh, offset, size, *_rest = READ_IN.unpack_from(body)
+        self._read(unique, nodeid, offset, size, 0)
+
+    def _read(self, unique: int, ino: int, offset: int, size: int, tries: int) -> None:
+        try:
+            with self._small.begin() as txn:
+                content = self._small.get(txn, ino)
+                if content is not None:
+                    data = content[offset : offset + size]
+                    row = self._row
+                    row[Count.SMALL_READS] += 1
+                    row[Count.BLOCKS_VERIFIED] += 1
+                    self._deliver(unique, data)
+                    return
+        except SmallMismatchError:
+            self._ask_read(Verb.REFILL, unique, ino, offset, size, tries)
+            return
+        self._read_large(unique, ino, offset, size, tries)
+
+    def _read_large(self, unique: int, ino: int, offset: int, size: int, tries: int) -> None:
+        parts: dict[int, bytes] = {}
+        missing = 0
+        with self._index.begin() as txn:
+            value = self._index.inode_value(txn, ino)
+            if value is None:
+                self._fail(Opcode.READ, unique, errno.ESTALE)
+                return
+            size_bytes = int.from_bytes(value[8:16], "little")
+            end = min(offset + size, size_bytes)
+            if offset >= end:
+                self._deliver(unique, b"")
+                return
+            flags = int.from_bytes(value[ATTR_SIZE + 8 : ATTR_SIZE + 10], "little")
+            first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+            if flags & FLAG_SMALL:
+                missing = 1
+            else:
+                for part in range(first // PART_BLOCKS, last // PART_BLOCKS + 1):
+                    part_value = self._index.part_value(txn, ino, part)
+                    missing |= missing_blocks(part_value, part, first, last)
+                    parts[part] = bytes(part_value or b"")
+        if missing:
+            self._ask_read(Verb.FILL, unique, ino, offset, size, tries)
+            return
+        try:
+            data, verified = self._blocks.read(ino, offset, end, size_bytes, parts)
+        except BlockMismatchError:
+            self._ask_read(Verb.REFILL, unique, ino, offset, size, tries)
+            return
+        self._row[Count.BLOCKS_VERIFIED] += verified
+        self._deliver(unique, data)
+        self._note_part(ino, offset // PART_BYTES)
+
+    def _ask_read(self, verb: Verb, unique: int, ino: int, offset: int, size: int, tries: int) -> None:
+        if tries >= _MAX_TRIES:
+            verb = Verb.DIRECT
+        self._relay.ask(verb, Opcode.READ, unique, ino, offset, size, tries)
+
+    def _deliver(self, unique: int, data: bytes | memoryview) -> None:
+        row = self._row
+        row[ANSWERED_BASE + Opcode.READ] += 1
+        row[Count.READER_BYTES] += len(data)
+        self._kernel.answer(unique, data)
+
+    # --- when the core has answered ----------------------------------------------------------------------------
+
+    def finish(self, answer: Answer) -> None:
+        """Pass the core's answer on, or answer from what the core has prepared."""
+        request = answer.request
+        if answer.error:
+            self._kernel.error(request.unique, answer.error)
+        elif request.opcode == Opcode.LOOKUP:
+            self._kernel.forward(request.unique, with_unique(answer.packet, request.unique))
+        elif request.opcode == Opcode.READ:
+            outcome, slot, length, mark = DONE.unpack_from(answer.packet, OUT_HEADER_SIZE)
+            if outcome == Outcome.SCRATCH:
+                self._deliver_scratch(request, slot, length, mark)
+            else:
+                self._read(request.unique, request.nodeid, request.offset, request.size, request.tries + 1)
+        else:
+            opcode = Opcode(request.opcode)
+            self._list(opcode, request.unique, request.nodeid, request.offset, request.size, request.tries + 1)
+
+    def _deliver_scratch(self, request: Relayed, slot: int, length: int, mark: int) -> None:
+        data = bytes(self._shared.scratch(slot)[:length])
+        if self._shared.scratch_mark(slot) != mark:
+            # The core took the slot back: this answer lay in the socket for half a minute.
+            self._read(request.unique, request.nodeid, request.offset, request.size, request.tries)
+            return
+        self._shared.set_scratch_mark(slot, 0)
+        self._deliver(request.unique, data)
+
+    # --- hints -------------------------------------------------------------------------------------------------
+
+    def _note_directory(self, ino: int) -> None:
+        if not self._tracks_use:
+            return
+        now = time.monotonic()
+        if now - self._hinted.get(ino, 0.0) < self._hint_period_s:
+            return
+        if len(self._hinted) >= _HINT_TABLE:
+            self._hinted.clear()
+        if self._hint(Hint(HintKind.DIRECTORY_USED, ino)):
+            self._hinted[ino] = now
+
+    def _note_part(self, ino: int, part: int) -> None:
+        if self._last_part.get(ino) == part:
+            return
+        if len(self._last_part) >= _HINT_TABLE:
+            self._last_part.clear()
+        self._last_part[ino] = part
+        self._hint(Hint(HintKind.PART_READ, ino, part))
+
+    def _hint(self, hint: Hint) -> bool:
+        try:
+            self._hints.send(hint.encode())
+        except OSError:  # full, or the core is being replaced
+            self._row[Count.HINTS_DROPPED] += 1
+            return False
+        return True
+
+    def _fail(self, opcode: Opcode, unique: int, errno_code: int) -> None:
+        self._row[ANSWERED_BASE + opcode] += 1
+        self._kernel.error(unique, errno_code)

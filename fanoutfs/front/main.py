@@ -1,0 +1,72 @@
+"""Life of a front: open the index and the cache for reading, serve until the mount is gone."""
+
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fanoutfs.cache.blocks import BlockReader
+from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.small import SmallReader
+from fanoutfs.config.schema import MountConfig
+from fanoutfs.front.handlers import Handlers
+from fanoutfs.front.kernel import KernelChannel, UnmountedError
+from fanoutfs.front.relay import Relay
+from fanoutfs.front.worker import Worker
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.observe.shared import FIRST_FRONT_ROW, SharedState
+
+log = logging.getLogger(__name__)
+
+EXIT_UNMOUNTED: Final = 86
+"""Exit code of a front that ended because the mount is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontTask:
+    """What the keeper hands to a front.  All sockets are non-blocking."""
+
+    config: MountConfig
+    volume_path: Path
+    shared: SharedState
+    number: int
+    fuse_fd: int
+    relay: socket.socket
+    hints: socket.socket
+    entry_valid_s: int
+
+
+def run(task: FrontTask) -> int:
+    """Live as a front and return the process's exit code."""
+    row = task.shared.row(FIRST_FRONT_ROW + task.number)
+    kernel = KernelChannel(task.fuse_fd, row)
+    relay = Relay(task.relay, task.shared, task.number, row)
+    small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
+    handlers = Handlers(
+        kernel=kernel,
+        relay=relay,
+        index=IndexReader(IndexEnvironment(task.volume_path, writable=False)),
+        small=SmallReader(task.volume_path, small_map_bytes),
+        blocks=BlockReader(CacheFiles(task.volume_path, writable=False)),
+        hints=task.hints,
+        shared=task.shared,
+        row=row,
+        metadata_ttl_s=task.config.metadata_ttl,
+        entry_valid_s=task.entry_valid_s,
+    )
+    worker = Worker(
+        fuse_fd=task.fuse_fd,
+        relay_channel=task.relay,
+        kernel=kernel,
+        relay=relay,
+        handlers=handlers,
+        shared=task.shared,
+        row=row,
+    )
+    try:
+        worker.run()
+    except UnmountedError:
+        return EXIT_UNMOUNTED
+    return 0

@@ -1,0 +1,189 @@
+"""A front's way to the core and back.
+
+Slots of the in-flight table (observe.shared) are allocated by the front that owns them and freed by whichever front
+receives the answer.  Sending never blocks: what the socket does not take, or has no slot, waits in a backlog, and a
+front with a backlog reads no further requests from the kernel while it goes on reading answers; otherwise fronts and
+libfuse, whose writes block, would wait for each other for ever.
+"""
+
+import socket
+import struct
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+from fanoutfs.observe.catalog import RELAYED_BASE
+from fanoutfs.observe.shared import (
+    SLOT_NODEID,
+    SLOT_OFFSET,
+    SLOT_SEQUENCE_OPCODE,
+    SLOT_SIZE_TRIES,
+    SLOT_STARTED_NS,
+    SLOT_UNIQUE,
+    SLOT_WORDS,
+    SLOTS_PER_FRONT,
+    SharedState,
+)
+from fanoutfs.wire.kernel import IN_HEADER_SIZE, OUT_HEADER, READ_IN, UNIQUE_RESEND, Opcode
+from fanoutfs.wire.messages import encode_request
+from fanoutfs.wire.relay import UNIQUE_INIT, Verb, make_intent, make_unique, split_unique
+
+_MAX_PACKET: Final = 65536
+_U64: Final = struct.Struct("<Q")
+_UNIQUE_AT: Final = 8  # of `unique` in request and answer headers alike
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """A request on its way to the core: what is needed to answer it later, and the packet to send."""
+
+    unique: int
+    opcode: int
+    nodeid: int
+    offset: int
+    size: int
+    tries: int
+    packet: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The core's answer to a relayed request.  packet: as received; error: positive errno or 0."""
+
+    request: Relayed
+    error: int
+    packet: bytes
+
+
+class Relay:
+    """Sends requests to the core and takes its answers.  Owned by one front."""
+
+    def __init__(self, channel: socket.socket, shared: SharedState, front: int, row: memoryview) -> None:
+        self._channel = channel
+        self._shared = shared
+        self._slots = shared.inflight
+        self._first_slot = front * SLOTS_PER_FRONT
+        self._next = 0
+        self._sequence = time.monotonic_ns() & 0xFFFF_FFFF  # differs from a dead predecessor's
+        self._row = row
+        self._backlog: deque[Relayed] = deque()
+        self._suspects: deque[Relayed] = deque()
+
+    @property
+    def has_backlog(self) -> bool:
+        """Tell whether requests wait for the socket or a slot: read no more from the kernel."""
+        return bool(self._backlog)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether `flush` must be called again soon."""
+        return bool(self._backlog or self._suspects)
+
+    # --- out ---------------------------------------------------------------------------------------------------
+
+    def forward(self, opcode: int, unique: int, nodeid: int, packet: bytes) -> None:
+        """Send a request as it is."""
+        self._submit(Relayed(unique, opcode, nodeid, 0, 0, 0, packet))
+
+    def ask(self, verb: Verb, opcode: int, unique: int, nodeid: int, offset: int, size: int, tries: int) -> None:
+        """Ask the core to prepare what this request needs; the answer is a wire.relay.DONE."""
+        body = READ_IN.pack(make_intent(verb, nodeid), offset, size, 0, 0, 0, 0)
+        packet = encode_request(Opcode.READ, 0, nodeid, body)
+        self._submit(Relayed(unique, opcode, nodeid, offset, size, tries, packet))
+
+    def _submit(self, request: Relayed) -> None:
+        self._row[RELAYED_BASE + request.opcode] += 1
+        if request.unique & UNIQUE_RESEND and self._shared.suspicion(request.unique):
+            self._suspects.append(request)
+        else:
+            self._backlog.append(request)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what can be sent now."""
+        while self._backlog and self._send(self._backlog[0]):
+            self._backlog.popleft()
+        # Requests that were in flight when a core crashed go one at a time, so that the next crash names the one.
+        if self._suspects and not self._shared.suspect_in_core:
+            self._shared.suspect_in_core = self._suspects[0].unique
+            if self._send(self._suspects[0]):
+                self._suspects.popleft()
+            else:
+                self._shared.suspect_in_core = 0
+
+    def _send(self, request: Relayed) -> bool:
+        slot = self._free_slot()
+        if slot is None:
+            return False
+        self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
+        packet = bytearray(request.packet)
+        _U64.pack_into(packet, _UNIQUE_AT, make_unique(slot, self._sequence))
+        at = slot * SLOT_WORDS
+        slots = self._slots
+        slots[at + SLOT_SEQUENCE_OPCODE] = self._sequence << 32 | request.opcode
+        slots[at + SLOT_NODEID] = request.nodeid
+        slots[at + SLOT_OFFSET] = request.offset
+        slots[at + SLOT_SIZE_TRIES] = request.tries << 32 | request.size
+        slots[at + SLOT_STARTED_NS] = time.monotonic_ns()
+        slots[at + SLOT_UNIQUE] = request.unique
+        try:
+            self._channel.send(packet)
+        except BlockingIOError:
+            slots[at + SLOT_UNIQUE] = 0
+            return False
+        except (BrokenPipeError, ConnectionResetError):
+            # The core died.  The slot stays: the keeper reads from it what was in flight, and ends this front.
+            return True
+        self._next = slot - self._first_slot + 1
+        return True
+
+    def _free_slot(self) -> int | None:
+        for step in range(SLOTS_PER_FRONT):
+            slot = self._first_slot + (self._next + step) % SLOTS_PER_FRONT
+            if not self._slots[slot * SLOT_WORDS + SLOT_UNIQUE]:
+                return slot
+        return None
+
+    # --- back --------------------------------------------------------------------------------------------------
+
+    def receive(self) -> Answer | None:
+        """Return the next answer, or None when none is there.  Answers that nobody waits for are dropped."""
+        while True:
+            try:
+                packet = self._channel.recv(_MAX_PACKET)
+            except (BlockingIOError, ConnectionResetError):
+                return None
+            if len(packet) < OUT_HEADER.size:
+                return None  # the core is gone; the keeper will end this front
+            _length, error, unique = OUT_HEADER.unpack_from(packet)
+            if unique == 0 or unique & UNIQUE_INIT:
+                continue
+            request = self._take(unique)
+            if request is not None:
+                return Answer(request, -error, packet)
+
+    def _take(self, relay_unique: int) -> Relayed | None:
+        slot, sequence = split_unique(relay_unique)
+        at = slot * SLOT_WORDS
+        slots = self._slots
+        unique = slots[at + SLOT_UNIQUE]
+        if not unique or slots[at + SLOT_SEQUENCE_OPCODE] >> 32 != sequence:
+            return None
+        opcode = slots[at + SLOT_SEQUENCE_OPCODE] & 0xFFFF_FFFF
+        size_tries = slots[at + SLOT_SIZE_TRIES]
+        nodeid, offset = slots[at + SLOT_NODEID], slots[at + SLOT_OFFSET]
+        slots[at + SLOT_UNIQUE] = 0
+        if self._shared.suspect_in_core == unique:
+            self._shared.suspect_in_core = 0
+        return Relayed(unique, opcode, nodeid, offset, size_tries & 0xFFFF_FFFF, size_tries >> 32, b"")
+
+
+def with_unique(packet: bytes, unique: int) -> bytearray:
+    """Return an answer with the kernel's unique in place of the relay's."""
+    patched = bytearray(packet)
+    _U64.pack_into(patched, _UNIQUE_AT, unique)
+    return patched
+
+
+assert IN_HEADER_SIZE > _UNIQUE_AT + 8  # noqa: S101 - both headers hold `unique` at the same place

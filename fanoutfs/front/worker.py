@@ -1,0 +1,154 @@
+"""The loop of a front: requests from the kernel, answers from the core.
+
+All fronts read the same /dev/fuse descriptor (a second one would abort its requests when its front dies) and the
+same end of the relay.  Both are watched with EPOLLEXCLUSIVE, so that one event wakes one front.
+"""
+
+import errno
+import logging
+import os
+import select
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from fanoutfs.front.dispatch import RULES
+from fanoutfs.front.handlers import Handlers
+from fanoutfs.front.kernel import KernelChannel, UnmountedError
+from fanoutfs.front.relay import Relay
+from fanoutfs.observe.catalog import ANSWERED_BASE, Count
+from fanoutfs.observe.shared import BUSY, CURRENT_OPCODE, CURRENT_UNIQUE, SUSPICION_LIMIT, SharedState
+from fanoutfs.wire.kernel import IN_HEADER, IN_HEADER_SIZE, MAX_READ_BYTES, UNIQUE_RESEND, Opcode
+from fanoutfs.wire.messages import describe_request
+
+log = logging.getLogger(__name__)
+
+_BATCH: Final = 32
+"""Requests in a row before the front looks at the core's answers again, and the other way round."""
+_WAITING_POLL_S: Final = 0.002
+_MAX_OPCODE: Final = 64
+
+Method = Callable[[int, int, memoryview], None]
+
+
+class Worker:
+    """One front's loop."""
+
+    def __init__(
+        self,
+        *,
+        fuse_fd: int,
+        relay_channel: socket.socket,
+        kernel: KernelChannel,
+        relay: Relay,
+        handlers: Handlers,
+        shared: SharedState,
+        row: memoryview,
+    ) -> None:
+        self._fuse_fd = fuse_fd
+        self._relay_fd = relay_channel.fileno()
+        self._kernel = kernel
+        self._relay = relay
+        self._handlers = handlers
+        self._shared = shared
+        self._row = row
+        # A WRITE carries up to MAX_READ_BYTES behind its headers; the kernel refuses reads into less.
+        self._buffer = memoryview(bytearray(MAX_READ_BYTES + 8192))
+        self._methods: list[Method | None] = [None] * _MAX_OPCODE
+        for opcode, rule in RULES.items():
+            if rule.method:
+                self._methods[opcode] = getattr(handlers, rule.method)
+
+    def run(self) -> None:
+        """Serve until the mount is gone; then raises UnmountedError."""
+        epoll = select.epoll()
+        epoll.register(self._fuse_fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        epoll.register(self._relay_fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+        while True:
+            self._take_answers()
+            if self._relay.is_waiting:
+                self._relay.flush()
+            if not self._relay.has_backlog and self._take_requests():
+                continue  # more may be there: do not sleep
+            epoll.poll(_WAITING_POLL_S if self._relay.is_waiting else None)
+
+    def _take_answers(self) -> None:
+        row = self._row
+        for _count in range(_BATCH):
+            answer = self._relay.receive()
+            if answer is None:
+                return
+            row[CURRENT_UNIQUE] = answer.request.unique
+            row[CURRENT_OPCODE] = answer.request.opcode
+            row[BUSY] += 1
+            try:
+                self._handlers.finish(answer)
+            except UnmountedError:
+                raise
+            except Exception:  # the next request must still be answered
+                self._unexpected(answer.request.unique, f"answer to opcode {answer.request.opcode}")
+            row[BUSY] += 1
+            row[CURRENT_UNIQUE] = 0
+
+    def _take_requests(self) -> bool:
+        """Serve up to a batch of requests; tell whether more may be waiting."""
+        for _count in range(_BATCH):
+            try:
+                length = os.readv(self._fuse_fd, (self._buffer,))
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if error.errno in (errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED):
+                    raise UnmountedError from error
+                if error.errno in (errno.ENOENT, errno.EINTR):
+                    continue  # the request was interrupted before anyone read it
+                raise
+            self._serve(length)
+            if self._relay.has_backlog:
+                return False
+        return True
+
+    def _serve(self, length: int) -> None:
+        _length, opcode, unique, nodeid, _uid, _gid, _pid, _ext, _pad = IN_HEADER.unpack_from(self._buffer)
+        row = self._row
+        row[CURRENT_UNIQUE] = unique
+        row[CURRENT_OPCODE] = opcode
+        row[BUSY] += 1
+        try:
+            if unique & UNIQUE_RESEND and self._shared.suspicion(unique) >= SUSPICION_LIMIT:
+                row[Count.POISON_REQUESTS] += 1
+                log.error("poison request refused %s", describe_request(self._buffer[:length]))
+                self._kernel.error(unique, errno.EIO)
+            else:
+                self._dispatch(opcode, unique, nodeid, self._buffer[IN_HEADER_SIZE:length])
+        except UnmountedError:
+            raise
+        except Exception:  # the next request must still be answered
+            self._unexpected(unique, describe_request(self._buffer[:length]))
+        row[BUSY] += 1
+        row[CURRENT_UNIQUE] = 0
+
+    def _dispatch(self, opcode: int, unique: int, nodeid: int, body: memoryview) -> None:
+        method = self._methods[opcode] if opcode < _MAX_OPCODE else None
+        if method is not None:
+            if len(body) < RULES[Opcode(opcode)].min_body:
+                self._kernel.error(unique, errno.EINVAL)
+                return
+            method(unique, nodeid, body)
+            return
+        rule = RULES.get(opcode)  # type: ignore[call-overload]
+        if rule is None:  # a newer kernel
+            self._kernel.error(unique, errno.ENOSYS)
+            return
+        self._row[ANSWERED_BASE + opcode] += 1
+        if not rule.replies:
+            return
+        if rule.errno_code:
+            self._kernel.error(unique, rule.errno_code)
+        else:
+            self._kernel.answer(unique)
+
+    def _unexpected(self, unique: int, what: str) -> None:
+        self._row[Count.REQUEST_ERRORS] += 1
+        log.exception("unexpected exception request=%s", what)
+        self._kernel.error(unique, errno.EIO)

@@ -1,0 +1,169 @@
+"""The index file format, version 1, byte by byte.
+
+index.lmdb is an LMDB 0.9 environment with these named databases.  Integers in keys are big-endian (they sort), in
+values little-endian.
+
+settings   name → value
+             "format"       u32, this module's FORMAT_VERSION
+             "volume"       UTF-8, identity of the source: URL and prefix, no credentials
+             "next_ino"     u64, the next inode number; never goes back, so numbers are never reused
+             "ownership"    uid u32, gid u32, file_mode u32, dir_mode u32, small_file_size u64
+             "totals"       files u64, bytes u64: what statfs shows as used
+             "cached_bytes" u64, sum of the present blocks of `blocks`
+entries    parent ino u64, name → ino u64, DT_ type u32
+inodes     ino u64 →
+              0  88  struct fuse_attr as the kernel wants it
+             88   8  listed_at u64: wall clock ns of the last complete listing (directories)
+             96   2  flags u16: 1 LISTED (the listing is complete), 2 SMALL (content belongs to the small store)
+             98   2  length of etag, u16
+            100   2  length of version id, u16
+            102   2  length of key, u16
+            104   …  etag, version id, object key (directories: the prefix, ending with "/", or "" for the root)
+blocks     ino u64, part u32 →
+              0   4  present u32: bit b is set when block b of the part is in the cache file
+              4   4  zero
+              8 256  xxh3-64 of each block (the last block of a file: of its actual length)
+orphans    ino u64 → u64, wall clock ns since when no name leads there; the record stays until the kernel forgets it
+
+A file's attributes never change under its inode number: a changed object is a new inode.
+"""
+
+import stat
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from fanoutfs.records import PART_BLOCKS, Version
+from fanoutfs.wire.kernel import ATTR, ATTR_SIZE
+
+FORMAT_VERSION: Final = 1
+FIRST_INO: Final = 16
+"""Below are the root (1) and numbers that READDIR uses as positions of "." and ".."."""
+
+DATABASES: Final = (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+
+U64: Final = struct.Struct("<Q")
+INO_KEY: Final = struct.Struct(">Q")
+PART_KEY: Final = struct.Struct(">QI")
+ENTRY_VALUE: Final = struct.Struct("<QI")
+INODE_TAIL: Final = struct.Struct("<QHHHH")
+OWNERSHIP: Final = struct.Struct("<IIIIQ")
+TOTALS: Final = struct.Struct("<QQ")
+PART_VALUE: Final = struct.Struct(f"<II{PART_BLOCKS}Q")
+
+FLAG_LISTED: Final = 1
+FLAG_SMALL: Final = 2
+
+DT_DIR: Final = 4
+DT_REG: Final = 8
+
+_NS: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """What every file and directory shows, because objects do not say: the mount's options."""
+
+    uid: int
+    gid: int
+    file_mode: int
+    dir_mode: int
+    small_file_size: int
+
+    def pack(self) -> bytes:
+        """Return the stored form."""
+        return OWNERSHIP.pack(self.uid, self.gid, self.file_mode, self.dir_mode, self.small_file_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """One decoded inode record."""
+
+    ino: int
+    attr: bytes
+    listed_at_ns: int
+    flags: int
+    etag: str
+    version_id: str
+    key: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Return st_size."""
+        return int.from_bytes(self.attr[8:16], "little")
+
+    @property
+    def mode(self) -> int:
+        """Return st_mode."""
+        return int(ATTR.unpack(self.attr)[9])
+
+    @property
+    def is_dir(self) -> bool:
+        """Tell whether this is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_listed(self) -> bool:
+        """Tell whether the directory's listing is complete."""
+        return bool(self.flags & FLAG_LISTED)
+
+    @property
+    def is_small(self) -> bool:
+        """Tell whether the content belongs to the small-file store."""
+        return bool(self.flags & FLAG_SMALL)
+
+    @property
+    def version(self) -> Version:
+        """Return the object version this inode stands for."""
+        fields = ATTR.unpack(self.attr)
+        return Version(self.etag, self.version_id, fields[1], fields[4] * _NS + fields[7])
+
+    @property
+    def name(self) -> bytes:
+        """Return the name under which the object was found in its directory."""
+        return self.key.rstrip("/").rpartition("/")[2].encode("utf-8", "surrogateescape")
+
+    def pack(self) -> bytes:
+        """Return the stored form."""
+        etag, version_id, key = (text.encode("utf-8", "surrogateescape") for text in (self.etag, self.version_id, self.key))
+        tail = INODE_TAIL.pack(self.listed_at_ns, self.flags, len(etag), len(version_id), len(key))
+        return b"".join((self.attr, tail, etag, version_id, key))
+
+
+def unpack_inode(ino: int, value: bytes | memoryview) -> Inode:
+    """Decode an inode record."""
+    listed_at_ns, flags, etag_len, version_len, key_len = INODE_TAIL.unpack_from(value, ATTR_SIZE)
+    at = ATTR_SIZE + INODE_TAIL.size
+    text = bytes(value[at : at + etag_len + version_len + key_len])
+    etag = text[:etag_len].decode()
+    version_id = text[etag_len : etag_len + version_len].decode()
+    key = text[etag_len + version_len :].decode("utf-8", "surrogateescape")
+    return Inode(ino, bytes(value[:ATTR_SIZE]), listed_at_ns, flags, etag, version_id, key)
+
+
+def make_attr(ino: int, mode: int, size_bytes: int, mtime_ns: int, uid: int, gid: int) -> bytes:
+    """Return a fuse_attr.
+
+    st_nlink of a directory is 1, which tells find and rsync that it does not count subdirectories (as btrfs does):
+    the true number is unknown until each directory is listed.  st_blocks is what the content would occupy, so that du
+    shows the size of the data set, cached or not.  st_blksize 0 lets the kernel say 4096: stdio and Python size their
+    buffers by it, and a large one costs small files an allocation per open.
+    """
+    seconds, nanoseconds = divmod(mtime_ns, _NS)
+    blocks = (size_bytes + 511) // 512
+    times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
+    return ATTR.pack(ino, size_bytes, blocks, *times, mode, 1, uid, gid, 0, 0, 0)
+
+
+def directory_inode(ino: int, key: str, mtime_ns: int, owner: Ownership) -> Inode:
+    """Return the record of a directory that was not listed yet."""
+    attr = make_attr(ino, stat.S_IFDIR | owner.dir_mode, 0, mtime_ns, owner.uid, owner.gid)
+    return Inode(ino, attr, 0, 0, "", "", key)
+
+
+def file_inode(ino: int, key: str, version: Version, owner: Ownership) -> Inode:
+    """Return the record of one version of an object."""
+    mode = stat.S_IFREG | owner.file_mode
+    attr = make_attr(ino, mode, version.size_bytes, version.mtime_ns, owner.uid, owner.gid)
+    flags = FLAG_SMALL if version.size_bytes <= owner.small_file_size else 0
+    return Inode(ino, attr, 0, flags, version.etag, version.version_id, key)

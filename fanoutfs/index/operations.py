@@ -1,0 +1,312 @@
+"""Every change of the index as a value with a pure `apply`: the same records a journal or a fleet's log would carry.
+
+An operation reads and writes only through the transaction it is given, takes every outside fact (time, ownership,
+what the backend said) as a field, and returns what followed from it.  The core's writer is the only caller.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import Protocol, TypeVar
+
+from fanoutfs.index.format import (
+    DT_DIR,
+    FLAG_LISTED,
+    FLAG_SMALL,
+    FORMAT_VERSION,
+    U64,
+    Inode,
+    Ownership,
+    directory_inode,
+    file_inode,
+    make_attr,
+)
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.records import BLOCK_BYTES, PART_BYTES, ROOT_INO, Version
+
+
+T = TypeVar("T", covariant=True)
+
+
+class Operation(Protocol[T]):
+    """A change; T is what apply returns."""
+
+    def apply(self, txn: IndexTransaction) -> T:
+        """Carry the change out inside a transaction."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """One thing a listing found.  version None: a directory, key is its prefix and ends with "/"."""
+
+    name: bytes
+    key: str
+    version: Version | None
+
+
+class ChangeKind(Enum):
+    """What happened to a name."""
+
+    ADDED = auto()
+    REPLACED = auto()
+    REMOVED = auto()
+    TOUCHED = auto()  # same content, other times
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One name that the kernel may know wrongly now.  ino: what the name led to before (ADDED: leads to now)."""
+
+    kind: ChangeKind
+    parent: int
+    name: bytes
+    ino: int
+
+
+def is_same_version(known: Version, found: Version) -> bool:
+    """Tell whether two observations are of the same bytes.
+
+    An ETag decides where both have one: a store may report times of different precision in LIST and GET.
+    """
+    if known.etag and found.etag:
+        same_id = not (known.version_id and found.version_id) or known.version_id == found.version_id
+        return known.etag == found.etag and known.size_bytes == found.size_bytes and same_id
+    return (known.size_bytes, known.mtime_ns) == (found.size_bytes, found.mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenVolume:
+    """Bring a new or known index to the state that this mount's options ask for.
+
+    Returns True when the volume was known before.  Raises ValueError when the index belongs to another volume or has
+    another format version.  All orphans are freed by the caller: a new mount holds no inode.
+    """
+
+    identity: str
+    ownership: Ownership
+    now_ns: int
+
+    def apply(self, txn: IndexTransaction) -> bool:
+        known_format = txn.setting(b"format")
+        wanted = U64.pack(FORMAT_VERSION)
+        if known_format is None:
+            txn.set_setting(b"format", wanted)
+            txn.set_setting(b"volume", self.identity.encode())
+            txn.set_setting(b"ownership", self.ownership.pack())
+            txn.put_inode(directory_inode(ROOT_INO, "", self.now_ns, self.ownership))
+            return False
+        if known_format != wanted:
+            raise ValueError(f"index format {U64.unpack(known_format)[0]}, this version writes {FORMAT_VERSION}")
+        if txn.setting(b"volume") != self.identity.encode():
+            raise ValueError("the index belongs to another source")
+        if txn.setting(b"ownership") != self.ownership.pack():
+            self._restamp(txn)
+        return True
+
+    def _restamp(self, txn: IndexTransaction) -> None:
+        for inode in txn.all_inodes():
+            version, owner = inode.version, self.ownership
+            if inode.is_dir:
+                fresh = directory_inode(inode.ino, inode.key, version.mtime_ns, owner)
+                fresh = replace(fresh, listed_at_ns=inode.listed_at_ns, flags=inode.flags)
+            else:
+                # Where the content is kept does not change under an inode that may have content already.
+                fresh = replace(file_inode(inode.ino, inode.key, version, owner), flags=inode.flags & FLAG_SMALL)
+            txn.put_inode(fresh)
+        txn.set_setting(b"ownership", self.ownership.pack())
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyChildren:
+    """Enter what one page of a listing (or a point lookup) found below a directory.
+
+    Returns the changes and the file children that met a directory of the same name: whether the directory is still
+    there is known only when the listing is complete, see FinishListing.
+    """
+
+    parent: int
+    children: tuple[Child, ...]
+    ownership: Ownership
+    now_ns: int
+
+    def apply(self, txn: IndexTransaction) -> tuple[list[Change], list[Child]]:
+        changes: list[Change] = []
+        deferred: list[Child] = []
+        if txn.inode(self.parent) is None:
+            return changes, deferred  # freed meanwhile
+        for child in self.children:
+            known = txn.entry(self.parent, child.name)
+            if known is None:
+                ino = _add(txn, self.parent, child, self.ownership, self.now_ns)
+                changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
+            elif known[1] == DT_DIR:
+                if child.version is not None:
+                    deferred.append(child)
+            elif change := self._meet_file(txn, child, known[0]):
+                changes.append(change)
+        return changes, deferred
+
+    def _meet_file(self, txn: IndexTransaction, child: Child, ino: int) -> Change | None:
+        old = txn.inode(ino)
+        if old is not None and child.version is not None and is_same_version(old.version, child.version):
+            if old.version.mtime_ns == child.version.mtime_ns:
+                return None
+            mtime_ns, size_bytes = child.version.mtime_ns, child.version.size_bytes
+            attr = make_attr(ino, old.mode, size_bytes, mtime_ns, self.ownership.uid, self.ownership.gid)
+            txn.put_inode(replace(old, attr=attr))
+            return Change(ChangeKind.TOUCHED, self.parent, child.name, ino)
+        _remove(txn, self.parent, child.name, ino, self.now_ns)
+        _add(txn, self.parent, child, self.ownership, self.now_ns)
+        return Change(ChangeKind.REPLACED, self.parent, child.name, ino)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishListing:
+    """Make a directory's listing complete: names that were not seen go, deferred files are decided.
+
+    seen: every name the listing held, or None when the directory had no entries before it began.
+    Returns the changes and how many deferred files stay hidden behind a directory.
+    """
+
+    parent: int
+    listed_at_ns: int
+    newest_mtime_ns: int
+    seen_files: frozenset[bytes] | None
+    seen_dirs: frozenset[bytes]
+    deferred: tuple[Child, ...]
+    ownership: Ownership
+
+    def apply(self, txn: IndexTransaction) -> tuple[list[Change], int]:
+        directory = txn.inode(self.parent)
+        changes: list[Change] = []
+        hidden = 0
+        if directory is None or not directory.is_dir:
+            return changes, hidden
+        if self.seen_files is not None:
+            for name, ino, _dtype in txn.entries(self.parent):
+                if name not in self.seen_dirs and name not in self.seen_files:
+                    _remove(txn, self.parent, name, ino, self.listed_at_ns)
+                    changes.append(Change(ChangeKind.REMOVED, self.parent, name, ino))
+        for child in self.deferred:
+            if child.name in self.seen_dirs:
+                hidden += 1
+                continue
+            known = txn.entry(self.parent, child.name)
+            if known is not None:
+                _remove(txn, self.parent, child.name, known[0], self.listed_at_ns)
+                changes.append(Change(ChangeKind.REPLACED, self.parent, child.name, known[0]))
+            _add(txn, self.parent, child, self.ownership, self.listed_at_ns)
+        mtime_ns = directory.version.mtime_ns
+        if not directory.is_listed:
+            mtime_ns = self.newest_mtime_ns or mtime_ns
+        elif changes:
+            mtime_ns = self.listed_at_ns
+        fresh = directory_inode(self.parent, directory.key, mtime_ns, self.ownership)
+        txn.put_inode(replace(fresh, listed_at_ns=self.listed_at_ns, flags=directory.flags | FLAG_LISTED))
+        return changes, hidden
+
+
+@dataclass(frozen=True, slots=True)
+class PutBlocks:
+    """Note that blocks of one part are in the cache file, with their checksums.
+
+    Returns False when the inode was freed meanwhile: the bytes must go.
+    """
+
+    ino: int
+    part: int
+    checksums: dict[int, int]
+
+    def apply(self, txn: IndexTransaction) -> bool:
+        inode = txn.inode(self.ino)
+        if inode is None:
+            return False
+        present, checksums = txn.part(self.ino, self.part)
+        added = 0
+        for block, checksum in self.checksums.items():
+            if not present >> block & 1:
+                added |= 1 << block
+            checksums[block] = checksum
+        txn.put_part(self.ino, self.part, present | added, checksums)
+        txn.add_cached_bytes(blocks_bytes(inode.size_bytes, self.part, added))
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class DropBlocks:
+    """Note that blocks of one part are not in the cache any more.  Returns (bits dropped, bytes they held)."""
+
+    ino: int
+    part: int
+    mask: int
+
+    def apply(self, txn: IndexTransaction) -> tuple[int, int]:
+        present, checksums = txn.part(self.ino, self.part)
+        inode = txn.inode(self.ino)
+        dropped = present & self.mask
+        if not dropped or inode is None:
+            return 0, 0
+        size_bytes = blocks_bytes(inode.size_bytes, self.part, dropped)
+        txn.put_part(self.ino, self.part, present & ~self.mask, checksums)
+        txn.add_cached_bytes(-size_bytes)
+        return dropped, size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FreeOrphans:
+    """Remove inodes that no name leads to and that the kernel forgot.  Returns the freed inode numbers."""
+
+    inos: tuple[int, ...]
+
+    def apply(self, txn: IndexTransaction) -> list[int]:
+        freed = []
+        for ino in self.inos:
+            inode = txn.inode(ino)
+            txn.delete_orphan(ino)
+            if inode is None:
+                continue
+            for part in txn.parts(ino):
+                DropBlocks(ino, part, -1).apply(txn)
+            txn.delete_inode(ino)
+            freed.append(ino)
+        return freed
+
+
+def blocks_bytes(size_bytes: int, part: int, mask: int) -> int:
+    """Return how many bytes the blocks in `mask` of a part hold; the file's last block may be short."""
+    total = mask.bit_count() * BLOCK_BYTES
+    last_part, in_part = divmod(max(0, size_bytes - 1), PART_BYTES)
+    last_block = in_part // BLOCK_BYTES
+    if part == last_part and mask >> last_block & 1:
+        total -= BLOCK_BYTES - (in_part % BLOCK_BYTES + 1)
+    return total
+
+
+def _add(txn: IndexTransaction, parent: int, child: Child, owner: Ownership, now_ns: int) -> int:
+    """Give a child a new inode and its name; return the inode number."""
+    ino = txn.new_ino()
+    inode: Inode
+    if child.version is None:
+        inode = directory_inode(ino, child.key, now_ns, owner)
+    else:
+        inode = file_inode(ino, child.key, child.version, owner)
+        txn.add_totals(1, child.version.size_bytes)
+    txn.put_inode(inode)
+    txn.put_entry(parent, child.name, inode)
+    return ino
+
+
+def _remove(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> None:
+    """Take a name away, and for a directory everything below it; the inodes become orphans."""
+    pending = [(parent, name, ino)]
+    while pending:
+        above, gone, gone_ino = pending.pop()
+        inode = txn.inode(gone_ino)
+        txn.delete_entry(above, gone)
+        txn.put_orphan(gone_ino, now_ns)
+        if inode is None:
+            continue
+        if inode.is_dir:
+            pending.extend((gone_ino, below, below_ino) for below, below_ino, _dtype in txn.entries(gone_ino))
+        else:
+            txn.add_totals(-1, -inode.size_bytes)

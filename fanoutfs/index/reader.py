@@ -1,0 +1,58 @@
+"""What a front asks the index: one read transaction per request, values in wire layout.
+
+Owned by one front.  A transaction lives for one request only, so that a writer never finds a stale reader.
+"""
+
+from collections.abc import Iterator
+
+import lmdb
+
+from fanoutfs.index.format import ENTRY_VALUE, INO_KEY, PART_KEY, TOTALS, Inode, unpack_inode
+from fanoutfs.index.store import IndexEnvironment
+
+
+class IndexReader:
+    """Reads of one snapshot each.  `with reader.begin() as txn:` brackets them."""
+
+    def __init__(self, environment: IndexEnvironment) -> None:
+        self._db = environment
+        self.begin = environment.env.begin
+
+    def inode_value(self, txn: lmdb.Transaction, ino: int) -> memoryview | bytes | None:
+        """Return the raw inode record (starts with the fuse_attr), valid inside the transaction."""
+        return txn.get(INO_KEY.pack(ino), db=self._db.inodes)
+
+    def inode(self, txn: lmdb.Transaction, ino: int) -> Inode | None:
+        """Return the decoded inode record."""
+        value = txn.get(INO_KEY.pack(ino), db=self._db.inodes)
+        return None if value is None else unpack_inode(ino, value)
+
+    def child(self, txn: lmdb.Transaction, parent: int, name: bytes) -> int | None:
+        """Return the inode under this name; None: no such entry (that is exact if the parent is listed)."""
+        value = txn.get(INO_KEY.pack(parent) + name, db=self._db.entries)
+        return None if value is None else int.from_bytes(value[:8], "little")
+
+    def children(self, txn: lmdb.Transaction, parent: int, after: bytes) -> Iterator[tuple[bytes, int, int]]:
+        """Yield (name, inode, DT_ type) in name order, of names that sort behind `after` (b"": all)."""
+        prefix = INO_KEY.pack(parent)
+        with txn.cursor(db=self._db.entries) as cursor:
+            found = cursor.set_range(prefix + after + b"\0" if after else prefix)
+            while found:
+                key = bytes(cursor.key())
+                if not key.startswith(prefix):
+                    return
+                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
+                yield key[8:], ino, dtype
+                found = cursor.next()
+
+    def part_value(self, txn: lmdb.Transaction, ino: int, part: int) -> memoryview | bytes | None:
+        """Return the raw block map of one part of a file."""
+        return txn.get(PART_KEY.pack(ino, part), db=self._db.blocks)
+
+    def totals(self, txn: lmdb.Transaction) -> tuple[int, int]:
+        """Return (files, bytes) of all known files."""
+        value = txn.get(b"totals", db=self._db.settings)
+        if value is None:
+            return 0, 0
+        files, size_bytes = TOTALS.unpack(value)
+        return files, size_bytes

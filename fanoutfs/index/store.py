@@ -1,0 +1,47 @@
+"""Open the index environment: once per process, after fork; for writing in the core only."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import lmdb
+
+from fanoutfs.index.format import DATABASES
+
+LMDB_ENGINE: Final = 0
+"""py-lmdb 3 carries LMDB 0.9 and 1.0, whose files exclude each other: always say which."""
+MAP_BYTES: Final = 1 << 38
+"""256 GiB of address space; the file stays as small as its content.  About 500 million files fit."""
+MAX_READERS: Final = 256
+FILE_NAME: Final = "index.lmdb"
+
+
+class IndexEnvironment:
+    """An open environment and its databases.  Raises lmdb.Error when the file is broken."""
+
+    def __init__(self, directory: Path, *, writable: bool) -> None:
+        # metasync off: after a power cut the last commits may be missing but the tree is whole (LMDB's
+        # MDB_NOMETASYNC).  What is in this file can be had again from the backend.
+        self.env = lmdb.open(
+            os.fspath(directory / FILE_NAME),
+            map_size=MAP_BYTES,
+            subdir=False,
+            readonly=not writable,
+            metasync=False,
+            readahead=False,
+            meminit=False,
+            max_dbs=len(DATABASES),
+            max_readers=MAX_READERS,
+            lib_version=LMDB_ENGINE,
+        )
+        self.settings, self.entries, self.inodes, self.blocks, self.orphans = (
+            self.env.open_db(name, create=writable) for name in DATABASES
+        )
+
+    def file_bytes(self) -> int:
+        """Return what the file occupies on disk."""
+        return os.stat(self.env.path()).st_blocks * 512
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()

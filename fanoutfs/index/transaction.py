@@ -1,0 +1,168 @@
+"""Typed reads and writes inside one LMDB write transaction; the vocabulary of `operations`.
+
+Writer thread of the core only.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import lmdb
+
+from fanoutfs.index.format import (
+    DT_DIR,
+    DT_REG,
+    ENTRY_VALUE,
+    FIRST_INO,
+    INO_KEY,
+    PART_KEY,
+    PART_VALUE,
+    TOTALS,
+    U64,
+    Inode,
+    unpack_inode,
+)
+from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.records import PART_BLOCKS
+
+PartMap = tuple[int, list[int]]
+"""(present bits, 32 checksums)."""
+
+
+class IndexTransaction:
+    """A write transaction with the operations of the format; nothing is kept between transactions."""
+
+    def __init__(self, environment: IndexEnvironment, txn: lmdb.Transaction) -> None:
+        self._db = environment
+        self._txn = txn
+
+    # --- settings ----------------------------------------------------------------------------------------------
+
+    def setting(self, name: bytes) -> bytes | None:
+        """Return a setting's raw value."""
+        value = self._txn.get(name, db=self._db.settings)
+        return None if value is None else bytes(value)
+
+    def set_setting(self, name: bytes, value: bytes) -> None:
+        """Store a setting."""
+        self._txn.put(name, value, db=self._db.settings)
+
+    def _counter(self, name: bytes, default: int = 0) -> int:
+        value = self.setting(name)
+        return default if value is None else int(U64.unpack(value)[0])
+
+    def new_ino(self) -> int:
+        """Return an inode number that was never used in this index."""
+        ino = self._counter(b"next_ino", FIRST_INO)
+        self.set_setting(b"next_ino", U64.pack(ino + 1))
+        return ino
+
+    def add_totals(self, files: int, size_bytes: int) -> None:
+        """Change what statfs counts."""
+        value = self.setting(b"totals")
+        old_files, old_bytes = TOTALS.unpack(value) if value else (0, 0)
+        self.set_setting(b"totals", TOTALS.pack(max(0, old_files + files), max(0, old_bytes + size_bytes)))
+
+    @property
+    def cached_bytes(self) -> int:
+        """Return how many bytes of large files are in the cache."""
+        return self._counter(b"cached_bytes")
+
+    def add_cached_bytes(self, change: int) -> None:
+        """Change the sum of cached bytes."""
+        self.set_setting(b"cached_bytes", U64.pack(max(0, self.cached_bytes + change)))
+
+    # --- entries and inodes ------------------------------------------------------------------------------------
+
+    def inode(self, ino: int) -> Inode | None:
+        """Return an inode record."""
+        value = self._txn.get(INO_KEY.pack(ino), db=self._db.inodes)
+        return None if value is None else unpack_inode(ino, value)
+
+    def put_inode(self, inode: Inode) -> None:
+        """Store an inode record."""
+        self._txn.put(INO_KEY.pack(inode.ino), inode.pack(), db=self._db.inodes)
+
+    def delete_inode(self, ino: int) -> None:
+        """Remove an inode record."""
+        self._txn.delete(INO_KEY.pack(ino), db=self._db.inodes)
+
+    def all_inodes(self) -> Iterator[Inode]:
+        """Yield every inode record; put_inode of the yielded number is allowed meanwhile."""
+        with self._txn.cursor(db=self._db.inodes) as cursor:
+            for key, value in cursor:
+                yield unpack_inode(INO_KEY.unpack(key)[0], value)
+
+    def entry(self, parent: int, name: bytes) -> tuple[int, int] | None:
+        """Return (inode, DT_ type) under a name."""
+        value = self._txn.get(INO_KEY.pack(parent) + name, db=self._db.entries)
+        if value is None:
+            return None
+        ino, dtype = ENTRY_VALUE.unpack(value)
+        return ino, dtype
+
+    def put_entry(self, parent: int, name: bytes, inode: Inode) -> None:
+        """Let a name lead to an inode."""
+        dtype = DT_DIR if inode.is_dir else DT_REG
+        self._txn.put(INO_KEY.pack(parent) + name, ENTRY_VALUE.pack(inode.ino, dtype), db=self._db.entries)
+
+    def delete_entry(self, parent: int, name: bytes) -> None:
+        """Remove a name."""
+        self._txn.delete(INO_KEY.pack(parent) + name, db=self._db.entries)
+
+    def entries(self, parent: int) -> list[tuple[bytes, int, int]]:
+        """Return (name, inode, DT_ type) of everything in a directory."""
+        prefix = INO_KEY.pack(parent)
+        found = []
+        with self._txn.cursor(db=self._db.entries) as cursor:
+            more = cursor.set_range(prefix)
+            while more and bytes(cursor.key()).startswith(prefix):
+                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
+                found.append((bytes(cursor.key())[8:], ino, dtype))
+                more = cursor.next()
+        return found
+
+    # --- orphans -----------------------------------------------------------------------------------------------
+
+    def put_orphan(self, ino: int, now_ns: int) -> None:
+        """Note that no name leads to this inode any more."""
+        self._txn.put(INO_KEY.pack(ino), U64.pack(now_ns), db=self._db.orphans)
+
+    def delete_orphan(self, ino: int) -> None:
+        """Forget an orphan."""
+        self._txn.delete(INO_KEY.pack(ino), db=self._db.orphans)
+
+    # --- block maps --------------------------------------------------------------------------------------------
+
+    def part(self, ino: int, part: int) -> PartMap:
+        """Return the block map of a part; all absent when there is no record."""
+        value = self._txn.get(PART_KEY.pack(ino, part), db=self._db.blocks)
+        if value is None:
+            return 0, [0] * PART_BLOCKS
+        present, _zero, *checksums = PART_VALUE.unpack(value)
+        return present, checksums
+
+    def put_part(self, ino: int, part: int, present: int, checksums: list[int]) -> None:
+        """Store the block map of a part; one with nothing present is removed."""
+        key = PART_KEY.pack(ino, part)
+        if present:
+            self._txn.put(key, PART_VALUE.pack(present, 0, *checksums), db=self._db.blocks)
+        else:
+            self._txn.delete(key, db=self._db.blocks)
+
+    def parts(self, ino: int) -> list[int]:
+        """Return the indices of the parts of a file of which something is cached."""
+        prefix = INO_KEY.pack(ino)
+        found = []
+        with self._txn.cursor(db=self._db.blocks) as cursor:
+            more = cursor.set_range(prefix)
+            while more and bytes(cursor.key()).startswith(prefix):
+                found.append(PART_KEY.unpack(cursor.key())[1])
+                more = cursor.next()
+        return found
+
+
+@contextlib.contextmanager
+def write_transaction(environment: IndexEnvironment) -> Iterator[IndexTransaction]:
+    """Begin a write transaction; commit it on success, abort it on an exception."""
+    with environment.env.begin(write=True) as txn:
+        yield IndexTransaction(environment, txn)

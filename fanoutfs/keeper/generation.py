@@ -1,0 +1,186 @@
+"""One generation: a core, its fronts, and the sockets between them.
+
+When a core dies its generation ends: the fronts hold the other ends of its sockets and requests in its hands.  They
+are stateless and forked within milliseconds, so a new generation begins with new sockets and new fronts, which serve
+everything cached while the new core is still starting.  A front that dies alone is replaced within its generation.
+"""
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fanoutfs.config.schema import MountConfig
+from fanoutfs.core import main as core_main
+from fanoutfs.errors import DaemonDiedError
+from fanoutfs.front import main as front_main
+from fanoutfs.keeper.children import Death, end_child, fork_child
+from fanoutfs.keeper.handshake import replayed_init
+from fanoutfs.observe.shared import (
+    CORE_ROW,
+    CURRENT_UNIQUE,
+    FIRST_FRONT_ROW,
+    GENERATION,
+    KEEPER_ROW,
+    PID,
+    SUSPICION_CRASH,
+    SUSPICION_KILL,
+    SharedState,
+)
+from fanoutfs.observe.supervision import Failure, Go, receive_outcome, send_go
+from fanoutfs.wire.messages import KernelOffer
+
+log = logging.getLogger(__name__)
+
+_CORE_START_S = 120.0
+"""A core that opens its index and asks the backend one question; the backend's own deadline is shorter."""
+_CORE_END_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estate:
+    """What outlives every generation."""
+
+    config: MountConfig
+    identity: str
+    root_prefix: str
+    volume_path: Path
+    other_volumes_bytes: int
+    shared: SharedState
+    control: socket.socket
+    setup_log: Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """The mount, once it exists.  init: the kernel's INIT request, for replay."""
+
+    fuse_fd: int
+    init: bytes
+    offer: KernelOffer
+
+
+class Generation:
+    """Starts, replaces and ends the processes of one generation.  Keeper only."""
+
+    def __init__(self, estate: Estate, number: int) -> None:
+        self._estate = estate
+        self._number = number
+        self._relay_front, self._relay_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._hints_front, self._hints_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel, self._channel_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # The front ends only: libfuse writes its answers blocking, and trio sets what it needs itself.
+        self._relay_front.setblocking(False)
+        self._hints_front.setblocking(False)
+        self._channel.settimeout(_CORE_START_S)
+        self.core_pid = 0
+        self.front_pids: dict[int, int] = {}
+        estate.shared.row(KEEPER_ROW)[GENERATION] = number
+
+    # --- starting ----------------------------------------------------------------------------------------------
+
+    def start_core(self) -> None:
+        """Fork the core; `await_core` tells how it went."""
+        estate = self._estate
+        task = core_main.CoreTask(
+            config=estate.config,
+            identity=estate.identity,
+            root_prefix=estate.root_prefix,
+            volume_path=estate.volume_path,
+            other_volumes_bytes=estate.other_volumes_bytes,
+            shared=estate.shared,
+            supervision=self._channel_core,
+            relay=self._relay_core,
+            hints=self._hints_core,
+            control=estate.control,
+            is_first=self._number == 1,
+        )
+        close = [self._relay_front, self._hints_front, self._channel]
+        self.core_pid = fork_child("core", estate.setup_log, list(close), partial(core_main.run, task))
+        estate.shared.row(CORE_ROW)[PID] = self.core_pid
+        for end in (self._relay_core, self._hints_core, self._channel_core):
+            end.close()
+
+    def await_core(self) -> Failure | None:
+        """Return None once the core is ready, or why it is not.  Blocks."""
+        try:
+            return receive_outcome(self._channel)
+        except TimeoutError:
+            return Failure(DaemonDiedError.exit_code, f"the core was not ready within {_CORE_START_S:g} s")
+        except (DaemonDiedError, ConnectionError) as error:
+            return Failure(DaemonDiedError.exit_code, str(error))
+
+    def attach(self, mounted: Mounted) -> None:
+        """Give the ready core the mount."""
+        self._relay_front.send(replayed_init(mounted.init))
+        send_go(self._channel, Go(mounted.fuse_fd, mounted.offer.has_epoch))
+
+    def start_fronts(self, mounted: Mounted) -> None:
+        """Fork all fronts.  They may run before the core is ready."""
+        for number in range(self._estate.config.front_count()):
+            self.start_front(number, mounted)
+
+    def start_front(self, number: int, mounted: Mounted) -> None:
+        """Fork one front."""
+        estate = self._estate
+        estate.shared.clear_front_activity(number)
+        entry_valid_s = int(core_main.entry_timeout(mounted.offer.has_epoch, estate.config.metadata_ttl))
+        task = front_main.FrontTask(
+            config=estate.config,
+            volume_path=estate.volume_path,
+            shared=estate.shared,
+            number=number,
+            fuse_fd=mounted.fuse_fd,
+            relay=self._relay_front,
+            hints=self._hints_front,
+            entry_valid_s=entry_valid_s,
+        )
+        close = [self._relay_core, self._hints_core, self._channel_core, self._channel, estate.control]
+        run = partial(front_main.run, task)
+        pid = fork_child(f"front{number}", estate.setup_log, list(close), run)
+        self.front_pids[pid] = number
+        estate.shared.row(FIRST_FRONT_ROW + number)[PID] = pid
+
+    # --- deaths ------------------------------------------------------------------------------------------------
+
+    def note_front_death(self, death: Death) -> int:
+        """Suspect what a dead front was doing and return its number."""
+        number = self.front_pids.pop(death.pid)
+        unique = self._estate.shared.row(FIRST_FRONT_ROW + number)[CURRENT_UNIQUE]
+        if unique:
+            self._suspect(unique, death)
+        return number
+
+    def note_core_death(self, death: Death) -> None:
+        """Suspect what was in a dead core's hands: one request if it was on trial, else all of them."""
+        self.core_pid = 0
+        shared = self._estate.shared
+        on_trial = shared.suspect_in_core
+        for unique in [on_trial] if on_trial else [request.unique for request in shared.in_flight()]:
+            self._suspect(unique, death)
+
+    def _suspect(self, unique: int, death: Death) -> None:
+        weight = SUSPICION_KILL if death.was_killed else SUSPICION_CRASH
+        total = self._estate.shared.suspect(unique, weight)
+        log.warning("request was in flight when a process died unique=%#x suspicion=%d", unique, total)
+
+    # --- ending ------------------------------------------------------------------------------------------------
+
+    def end_fronts(self) -> None:
+        """Kill all fronts: they keep nothing, and what they had in hand is delivered again."""
+        for pid in list(self.front_pids):
+            end_child(pid, 0)
+        self.front_pids.clear()
+
+    def end(self) -> None:
+        """End every process of the generation and close its sockets."""
+        self.end_fronts()
+        if self.core_pid:
+            end_child(self.core_pid, _CORE_END_S)
+            self.core_pid = 0
+        for end in (self._relay_front, self._relay_core, self._hints_front, self._hints_core):
+            end.close()
+        self._channel.close()
+        self._channel_core.close()

@@ -1,0 +1,307 @@
+"""Life of the keeper: from a checked configuration to a mount that answers, and back to nothing.
+
+Order of the start, so that a mount appears only when it will work:
+  1. lock the cache directory, bind the control socket      4. fork the fronts, hand the mount to the core
+  2. fork the core: it opens the index and asks the backend  5. say "ok"
+  3. mount, answer INIT
+Order of the end: unmount, fronts, core (commits what it has), control socket, lock.
+"""
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from fanoutfs.backend import config_root
+from fanoutfs.cache.directory import CacheDirectory
+from fanoutfs.config.schema import MountConfig, control_socket
+from fanoutfs.errors import CacheUnusableError, FanoutError, MountBusyError, NotMountedError
+from fanoutfs.front.main import EXIT_UNMOUNTED
+from fanoutfs.keeper import mount as attach
+from fanoutfs.keeper.children import Death, reap
+from fanoutfs.keeper.generation import Estate, Generation, Mounted
+from fanoutfs.keeper.handshake import answer_init
+from fanoutfs.observe import logs
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import KEEPER_ROW, PID, STARTED_NS, SharedState, bump
+from fanoutfs.wire.kernel import InitFlag
+from fanoutfs.wire.messages import encode_error, encode_resend
+
+log = logging.getLogger(__name__)
+
+_READ_AHEAD_KIB: Final = 4096
+"""Lets the kernel send 1 MiB READs, several at a time; the INIT answer can only lower it."""
+_MAX_LOG_BYTES: Final = 8 << 20
+_BACKOFF_S: Final = (0.0, 0.0, 0.1, 0.5, 2.0, 5.0)
+_CALM_S: Final = 30.0
+"""A core that lived this long starts the backoff anew."""
+
+
+class _StartFailedError(FanoutError):
+    """The core said why there can be no mount."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def serve(config: MountConfig, ready_fd: int) -> int:
+    """Mount and serve until the mount ends; return the exit code.
+
+    ready_fd: gets "ok\\n" once the mount answers, then is closed.  Raises FanoutError when there can be no mount; then
+    nothing is left behind.
+    """
+    identity, root_prefix = config_root(config)
+    cache = CacheDirectory(config.cache_dir)
+    try:
+        volume_path = cache.volume(identity)
+        if not config.foreground:
+            _open_log(config.log_file or volume_path / "fanoutfs.log")
+        setup_log = partial(logs.setup, config.log_level)
+        setup_log("keeper")
+        cache.remove_other_volumes(volume_path, config.cache_size // 2)
+        control = _bind_control(control_socket(config.mountpoint))
+        shared = SharedState()
+        row = shared.row(KEEPER_ROW)
+        row[PID], row[STARTED_NS] = os.getpid(), time.monotonic_ns()
+        estate = Estate(
+            config=config,
+            identity=identity,
+            root_prefix=root_prefix,
+            volume_path=volume_path,
+            other_volumes_bytes=cache.other_volumes_bytes(volume_path),
+            shared=shared,
+            control=control,
+            setup_log=setup_log,
+        )
+        try:
+            return Keeper(estate, ready_fd).run()
+        finally:
+            control.close()
+            control_socket(config.mountpoint).unlink(missing_ok=True)
+    finally:
+        cache.close()
+
+
+class Keeper:
+    """Starts, watches and ends a mount."""
+
+    def __init__(self, estate: Estate, ready_fd: int) -> None:
+        self._estate = estate
+        self._ready_fd = ready_fd
+        self._number = 1
+        self._restarts = 0
+        self._core_started = 0.0
+        self._is_ending = False
+        self._wakeup, self._wakeup_writer = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._wakeup_writer.setblocking(False)
+
+    def run(self) -> int:
+        """Live until the mount ends; return the exit code.  Raises FanoutError when the mount cannot start."""
+        self._watch_signals()
+        self._generation = Generation(self._estate, self._number)
+        mounted: Mounted | None = None
+        try:
+            self._start_core()
+            mounted = self._mount()
+            self._generation.start_fronts(mounted)
+            self._generation.attach(mounted)
+            self._tune()
+            log.info("mounted source=%s mountpoint=%s", self._estate.config.source, self._estate.config.mountpoint)
+            self._report_ok()
+            self._watch(mounted)
+        finally:
+            if mounted is not None:
+                self._unmount()
+            self._generation.end()
+            if mounted is not None:
+                os.close(mounted.fuse_fd)
+            log.info("ended")
+        return 0
+
+    # --- start -------------------------------------------------------------------------------------------------
+
+    def _watch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, lambda _number, _frame: None)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
+
+    def _start_core(self) -> None:
+        self._core_started = time.monotonic()
+        self._generation.start_core()
+        failure = self._generation.await_core()
+        if failure is not None:
+            raise _StartFailedError(failure.message, failure.exit_code)
+
+    def _mount(self) -> Mounted:
+        config = self._estate.config
+        if not config.read_only:
+            log.info("mounted read-only: this version does not write")
+        fuse_fd = attach.mount(config.mountpoint, config.source, read_only=True, allow_other=config.allow_other)
+        try:
+            init, offer = answer_init(fuse_fd)
+        except BaseException:
+            os.close(fuse_fd)
+            attach.unmount(config.mountpoint, lazy=True)
+            raise
+        # Shared by all processes: a front finds out without blocking that another one took the request.
+        os.set_blocking(fuse_fd, False)
+        log.info("kernel speaks FUSE %d.%d flags=%#x", offer.major, offer.minor, offer.flags)
+        return Mounted(fuse_fd, init, offer)
+
+    def _tune(self) -> None:
+        info = attach.find_mount(self._estate.config.mountpoint)
+        if info is None or not attach.set_read_ahead(info.device, _READ_AHEAD_KIB):
+            log.info("read_ahead_kb stays at the kernel's default: raising it to %d needs root", _READ_AHEAD_KIB)
+
+    def _report_ok(self) -> None:
+        os.write(self._ready_fd, b"ok\n")
+        os.close(self._ready_fd)
+
+    # --- watch -------------------------------------------------------------------------------------------------
+
+    def _watch(self, mounted: Mounted) -> None:
+        poller = select.poll()
+        poller.register(mounted.fuse_fd, 0)  # POLLERR: unmounted or aborted
+        poller.register(self._wakeup, select.POLLIN)
+        while not self._is_ending:
+            ready = dict(poller.poll())
+            if mounted.fuse_fd in ready:
+                log.info("the mount is gone")
+                return
+            if self._wakeup.fileno() in ready:
+                numbers = set(self._wakeup.recv(4096))
+                if numbers & {signal.SIGTERM, signal.SIGINT}:
+                    log.info("asked to end")
+                    return
+                self._attend(reap(), mounted)
+
+    def _attend(self, deaths: list[Death], mounted: Mounted) -> None:
+        """Replace what died.  A dead core takes its generation with it."""
+        resend = False
+        for death in deaths:
+            if death.pid in self._generation.front_pids:
+                number = self._generation.front_pids[death.pid]
+                if death.exit_code == EXIT_UNMOUNTED:
+                    self._is_ending = True
+                    return
+                log.error("front died number=%d: %s", number, death)
+                self._generation.note_front_death(death)
+                if not mounted.offer.offers(InitFlag.HAS_RESEND):
+                    self._fail_lost_requests(mounted)
+                self._generation.start_front(number, mounted)
+                bump(self._estate.shared.row(KEEPER_ROW), Count.RESTARTS_FRONT)
+                resend = True
+        core_deaths = [death for death in deaths if death.pid == self._generation.core_pid]
+        if core_deaths:
+            log.error("core died: %s", core_deaths[0])
+            self._generation.note_core_death(core_deaths[0])
+            self._replace_generation(mounted)
+            return
+        if resend:
+            self._resend(mounted)
+
+    def _replace_generation(self, mounted: Mounted) -> None:
+        """Begin a new generation; try again, ever more slowly, while its core dies at start."""
+        shared = self._estate.shared
+        if time.monotonic() - self._core_started > _CALM_S:
+            self._restarts = 0
+        while True:
+            self._generation.end()
+            if not mounted.offer.offers(InitFlag.HAS_RESEND):
+                self._fail_lost_requests(mounted)
+            shared.clear_in_flight()
+            time.sleep(_BACKOFF_S[min(self._restarts, len(_BACKOFF_S) - 1)])
+            self._restarts += 1
+            self._number += 1
+            bump(shared.row(KEEPER_ROW), Count.RESTARTS_CORE)
+            self._generation = Generation(self._estate, self._number)
+            self._generation.start_fronts(mounted)
+            self._resend(mounted)
+            try:
+                self._start_core()
+            except _StartFailedError as error:
+                log.error("core did not start: %s", error)
+                if self._asked_to_end():
+                    self._is_ending = True
+                    return
+                continue
+            self._generation.attach(mounted)
+            log.info("generation started number=%d after_s=%.3f", self._number, time.monotonic() - self._core_started)
+            return
+
+    def _asked_to_end(self) -> bool:
+        try:
+            return bool(set(self._wakeup.recv(4096)) & {signal.SIGTERM, signal.SIGINT})
+        except BlockingIOError:
+            return False
+
+    @staticmethod
+    def _resend(mounted: Mounted) -> None:
+        """Have the kernel deliver every unanswered request again."""
+        if mounted.offer.offers(InitFlag.HAS_RESEND):
+            try:
+                os.write(mounted.fuse_fd, encode_resend())
+            except OSError as error:
+                log.warning("NOTIFY_RESEND failed: %s", error)
+
+    def _fail_lost_requests(self, mounted: Mounted) -> None:
+        """On kernels before 6.9 nothing is delivered again: answer EIO, or the readers would wait for ever."""
+        lost = self._estate.shared.lost_requests(self._estate.config.front_count())
+        log.error("requests lost with a dead process answered EIO count=%d", len(lost))
+        for unique in lost:
+            try:
+                os.write(mounted.fuse_fd, encode_error(unique, 5))
+            except OSError:
+                pass  # answered meanwhile
+
+    # --- end ---------------------------------------------------------------------------------------------------
+
+    def _unmount(self) -> None:
+        mountpoint = self._estate.config.mountpoint
+        try:
+            attach.unmount(mountpoint)
+        except NotMountedError:
+            pass
+        except MountBusyError as error:
+            log.warning("ending a mount in use: %s", error)
+            attach.unmount(mountpoint, lazy=True)
+        except FanoutError as error:
+            log.error("cannot unmount: %s", error)
+
+
+def _open_log(path: Path) -> None:
+    """Send stdout and stderr to the log file; a large one from earlier mounts is kept as .1."""
+    try:
+        if path.exists() and path.stat().st_size > _MAX_LOG_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CacheUnusableError(f"cannot write the log {path}: {error.strerror}") from error
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def _bind_control(path: Path) -> socket.socket:
+    """Return the listening control socket; one that a killed daemon left is replaced (its mountpoint was checked)."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise CacheUnusableError(f"cannot bind the control socket {path}: {error.strerror}") from error
+    return listener

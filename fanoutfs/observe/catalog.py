@@ -1,0 +1,120 @@
+"""Every counter, declared once: name, unit, what it counts.
+
+Counters only grow while a mount lives; they survive restarts of fronts and core because they stand in memory that
+the keeper owns.  A process writes only its own row (see `shared`), a reader adds the rows up.  Each position is a
+fixed index so that the hot path is one `row[index] += 1`.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from fanoutfs.wire.kernel import Opcode
+
+ANSWERED_BASE: Final = 0
+"""row[ANSWERED_BASE + opcode]: messages of this opcode that a front answered itself."""
+RELAYED_BASE: Final = 64
+"""row[RELAYED_BASE + opcode]: messages of this opcode that needed the core first."""
+NAMED_BASE: Final = 128
+
+
+class Count(IntEnum):
+    """Index of a named counter in a row."""
+
+    READER_BYTES = NAMED_BASE
+    SMALL_READS = NAMED_BASE + 1
+    BLOCKS_VERIFIED = NAMED_BASE + 2
+    VERIFY_FAILURES = NAMED_BASE + 3
+    HINTS_DROPPED = NAMED_BASE + 4
+    REQUEST_ERRORS = NAMED_BASE + 5
+    LATE_ANSWERS = NAMED_BASE + 6
+    BACKEND_BYTES = NAMED_BASE + 7
+    BACKEND_GETS = NAMED_BASE + 8
+    BACKEND_LISTS = NAMED_BASE + 9
+    BACKEND_HEADS = NAMED_BASE + 10
+    BACKEND_RETRIES = NAMED_BASE + 11
+    BACKEND_ERRORS = NAMED_BASE + 12
+    FILLS_STARTED = NAMED_BASE + 13
+    FILLS_JOINED = NAMED_BASE + 14
+    FILLS_FAILED = NAMED_BASE + 15
+    PREFETCH_BYTES = NAMED_BASE + 16
+    READ_THROUGH_BYTES = NAMED_BASE + 17
+    EVICTED_BYTES = NAMED_BASE + 18
+    LISTINGS = NAMED_BASE + 19
+    VERSION_SWITCHES = NAMED_BASE + 20
+    HIDDEN_NAMES = NAMED_BASE + 21
+    NOTIFICATIONS = NAMED_BASE + 22
+    RESTARTS_CORE = NAMED_BASE + 23
+    RESTARTS_FRONT = NAMED_BASE + 24
+    POISON_REQUESTS = NAMED_BASE + 25
+    ORPHANS_FREED = NAMED_BASE + 26
+    BACKEND_GET_NS = NAMED_BASE + 27
+    BACKEND_HEAD_NS = NAMED_BASE + 28
+    BACKEND_LIST_NS = NAMED_BASE + 29
+    BACKEND_MISSING = NAMED_BASE + 30
+    BACKEND_DEADLINES = NAMED_BASE + 31
+    BACKEND_HIDDEN_KEYS = NAMED_BASE + 32
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One named counter.  unit: "1" for events, "bytes", "ns"."""
+
+    count: Count
+    unit: str
+    help: str
+
+    @property
+    def name(self) -> str:
+        """Return the name under which status and metrics show it."""
+        return self.count.name.lower()
+
+
+METRICS: Final = (
+    Metric(Count.READER_BYTES, "bytes", "file data the fronts handed to the kernel (page cache hits are invisible)"),
+    Metric(Count.SMALL_READS, "1", "READs answered from the small-file store"),
+    Metric(Count.BLOCKS_VERIFIED, "1", "cached blocks and small files whose checksum was right when they left"),
+    Metric(Count.VERIFY_FAILURES, "1", "cached blocks and small files with a wrong checksum: dropped, fetched again"),
+    Metric(Count.HINTS_DROPPED, "1", "hints from a front that found the socket full"),
+    Metric(Count.REQUEST_ERRORS, "1", "requests that met an unexpected exception and got EIO"),
+    Metric(Count.LATE_ANSWERS, "1", "answers the kernel no longer waited for (killed reader, resent request)"),
+    Metric(Count.BACKEND_BYTES, "bytes", "object data received from the backend"),
+    Metric(Count.BACKEND_GETS, "1", "GET requests sent, retries included"),
+    Metric(Count.BACKEND_LISTS, "1", "LIST pages received"),
+    Metric(Count.BACKEND_HEADS, "1", "HEAD requests sent, retries included"),
+    Metric(Count.BACKEND_RETRIES, "1", "backend requests sent again after a transient failure"),
+    Metric(Count.BACKEND_ERRORS, "1", "backend requests that failed, before any retry"),
+    Metric(Count.FILLS_STARTED, "1", "fills started (one ranged GET each, without retries)"),
+    Metric(Count.FILLS_JOINED, "1", "requests that waited for a fill which another one had started"),
+    Metric(Count.FILLS_FAILED, "1", "fills that ended with an error"),
+    Metric(Count.PREFETCH_BYTES, "bytes", "bytes fetched ahead of a reader"),
+    Metric(Count.READ_THROUGH_BYTES, "bytes", "bytes handed to readers without caching (cache full or disk full)"),
+    Metric(Count.EVICTED_BYTES, "bytes", "bytes removed from the cache to make room"),
+    Metric(Count.LISTINGS, "1", "directories listed or listed again"),
+    Metric(Count.VERSION_SWITCHES, "1", "files that became a new inode because the object changed"),
+    Metric(Count.HIDDEN_NAMES, "1", "object keys met that no file system can show"),
+    Metric(Count.NOTIFICATIONS, "1", "invalidations written to the kernel"),
+    Metric(Count.RESTARTS_CORE, "1", "cores started after one died"),
+    Metric(Count.RESTARTS_FRONT, "1", "fronts started after one died"),
+    Metric(Count.POISON_REQUESTS, "1", "requests answered EIO because they killed a process again and again"),
+    Metric(Count.BACKEND_GET_NS, "ns", "time GET requests took, summed over all"),
+    Metric(Count.BACKEND_HEAD_NS, "ns", "time HEAD requests took, summed over all"),
+    Metric(Count.BACKEND_LIST_NS, "ns", "time LIST pages took, summed over all"),
+    Metric(Count.BACKEND_MISSING, "1", "requests answered: no such object, or another version"),
+    Metric(Count.BACKEND_DEADLINES, "1", "backend operations given up after op_timeout"),
+    Metric(Count.BACKEND_HIDDEN_KEYS, "1", "object keys that listings left out because no request can name them"),
+    Metric(Count.ORPHANS_FREED, "1", "replaced or deleted inodes freed after the kernel forgot them"),
+)
+
+
+def message_names() -> dict[int, str]:
+    """Return index → name of the two counters that each opcode has."""
+    names = {}
+    for opcode in Opcode:
+        names[ANSWERED_BASE + opcode] = f"messages_{opcode.name.lower()}_answered"
+        names[RELAYED_BASE + opcode] = f"messages_{opcode.name.lower()}_relayed"
+    return names
+
+
+if {metric.count for metric in METRICS} != set(Count):  # a counter nobody declared could never be read
+    raise AssertionError("catalog.METRICS and catalog.Count differ")

@@ -1,0 +1,203 @@
+"""Memory that all processes of one mount share: counters, busy marks, requests in flight, suspects, scratch slots.
+
+The keeper creates it before it forks; it outlives every other process.  There are no locks.  Each word has one
+writer, or a protocol that is stated beside it; an aligned 8-byte store is atomic on every machine we run on.
+
+    rows        one per process: 256 u64 (2 KiB): counters, then what the process does at this moment
+    in flight   FRONTS * SLOTS_PER_FRONT entries of 6 u64: requests relayed to the core and not answered yet
+    suspects    which requests were in flight when a process crashed, and how often
+    scratch     buffers through which the core hands over bytes that cannot be cached
+"""
+
+import mmap
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from fanoutfs.observe.catalog import METRICS, Count, message_names
+from fanoutfs.records import MIB
+from fanoutfs.wire.kernel import UNIQUE_RESEND
+
+MAX_FRONTS: Final = 16
+ROW_WORDS: Final = 256
+KEEPER_ROW: Final = 0
+CORE_ROW: Final = 1
+FIRST_FRONT_ROW: Final = 2
+_ROWS: Final = FIRST_FRONT_ROW + MAX_FRONTS
+
+# Words of a front's row behind the counters.  Writer: that front.
+BUSY: Final = 240
+"""Odd while the front serves a request.  Whoever removes bytes waits until every front was seen even, or changed."""
+CURRENT_UNIQUE: Final = 241
+CURRENT_OPCODE: Final = 242
+# Words of every row.  Writer: the keeper.
+PID: Final = 243
+STARTED_NS: Final = 244
+GENERATION: Final = 245
+
+SLOTS_PER_FRONT: Final = 1024
+SLOT_WORDS: Final = 6
+# Words of an in-flight slot.  Writer: the front that owns it sets UNIQUE last; whoever answers sets UNIQUE to 0.
+SLOT_UNIQUE: Final = 0
+SLOT_SEQUENCE_OPCODE: Final = 1  # sequence << 32 | opcode
+SLOT_NODEID: Final = 2
+SLOT_OFFSET: Final = 3
+SLOT_SIZE_TRIES: Final = 4  # tries << 32 | size
+SLOT_STARTED_NS: Final = 5
+
+SUSPECTS: Final = 256
+# Writer of the suspect table: the keeper, while no front runs or reads what it changes.
+_TOKEN_WORD: Final = 0
+"""Unique of the suspect request that the core works on; 0: none.  Writer: the front that takes it, whoever answers."""
+
+SUSPICION_CRASH: Final = 4
+"""Weight of being in flight when a process ended by itself (a crash, an exception nobody caught)."""
+SUSPICION_KILL: Final = 1
+"""The same when the process was killed from outside (kill -9, out of memory): most likely no fault of the request."""
+SUSPICION_LIMIT: Final = 12
+"""From here on a request is poison and gets EIO: the third crash, or the twelfth kill."""
+
+SCRATCH_SLOTS: Final = 32
+SCRATCH_BYTES: Final = MIB
+
+_INFLIGHT_WORDS: Final = MAX_FRONTS * SLOTS_PER_FRONT * SLOT_WORDS
+_SUSPECT_WORDS: Final = 1 + SUSPECTS * 2
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """One relayed request that is not answered yet."""
+
+    slot: int
+    unique: int
+    opcode: int
+    nodeid: int
+    age_ns: int
+
+
+class SharedState:
+    """The mapping and the words in it.  Created once by the keeper; children inherit it by fork."""
+
+    def __init__(self) -> None:
+        words = _ROWS * ROW_WORDS + _INFLIGHT_WORDS + _SUSPECT_WORDS + SCRATCH_SLOTS
+        self._scratch_offset = (words * 8 + 4095) & ~4095
+        self._map = mmap.mmap(-1, self._scratch_offset + SCRATCH_SLOTS * SCRATCH_BYTES)
+        self._bytes = memoryview(self._map)
+        self._words = self._bytes[: words * 8].cast("Q")
+        at = _ROWS * ROW_WORDS
+        self.inflight = self._words[at : at + _INFLIGHT_WORDS]
+        at += _INFLIGHT_WORDS
+        self._suspects = self._words[at : at + _SUSPECT_WORDS]
+        at += _SUSPECT_WORDS
+        self._scratch_marks = self._words[at : at + SCRATCH_SLOTS]
+
+    # --- rows --------------------------------------------------------------------------------------------------
+
+    def row(self, index: int) -> memoryview:
+        """Return the 256 words of one process."""
+        return self._words[index * ROW_WORDS : (index + 1) * ROW_WORDS]
+
+    def total(self, count: int) -> int:
+        """Return the sum of one counter over all processes."""
+        return sum(self._words[row * ROW_WORDS + count] for row in range(_ROWS))
+
+    def counters(self) -> dict[str, int]:
+        """Return every named counter, and those of opcodes that occurred, summed over all processes."""
+        result = {metric.name: self.total(metric.count) for metric in METRICS}
+        for index, name in message_names().items():
+            if value := self.total(index):
+                result[name] = value
+        return result
+
+    def busy_marks(self, fronts: int) -> list[int]:
+        """Return each front's busy word."""
+        return [self._words[(FIRST_FRONT_ROW + front) * ROW_WORDS + BUSY] for front in range(fronts)]
+
+    def clear_front_activity(self, front: int) -> None:
+        """Forget what a dead front was doing.  The keeper calls this before it starts the next one."""
+        row = self.row(FIRST_FRONT_ROW + front)
+        row[BUSY] += row[BUSY] & 1
+        row[CURRENT_UNIQUE] = row[CURRENT_OPCODE] = 0
+
+    # --- requests in flight ------------------------------------------------------------------------------------
+
+    def in_flight(self) -> list[InFlight]:
+        """Return the relayed requests that are not answered yet."""
+        now = time.monotonic_ns()
+        found = []
+        for slot in range(MAX_FRONTS * SLOTS_PER_FRONT):
+            at = slot * SLOT_WORDS
+            unique = self.inflight[at]
+            if unique:
+                opcode = self.inflight[at + SLOT_SEQUENCE_OPCODE] & 0xFFFF_FFFF
+                age_ns = now - self.inflight[at + SLOT_STARTED_NS]
+                found.append(InFlight(slot, unique, opcode, self.inflight[at + SLOT_NODEID], age_ns))
+        return found
+
+    def lost_requests(self, fronts: int) -> list[int]:
+        """Return the kernel's uniques of everything that was in a process's hands.  Keeper, when no front runs."""
+        current = [self.row(FIRST_FRONT_ROW + front)[CURRENT_UNIQUE] for front in range(fronts)]
+        return [unique for unique in current if unique] + [request.unique for request in self.in_flight()]
+
+    def clear_in_flight(self) -> None:
+        """Forget all relayed requests.  The keeper calls this between generations, when no front runs."""
+        for request in self.in_flight():
+            self.inflight[request.slot * SLOT_WORDS + SLOT_UNIQUE] = 0
+        self._suspects[_TOKEN_WORD] = 0
+
+    # --- suspects ----------------------------------------------------------------------------------------------
+
+    def suspicion(self, unique: int) -> int:
+        """Return how strongly this request is suspected of killing processes; 0: not at all."""
+        unique &= ~UNIQUE_RESEND
+        for index in range(1, _SUSPECT_WORDS, 2):
+            if self._suspects[index] == unique:
+                return self._suspects[index + 1]
+        return 0
+
+    def suspect(self, unique: int, weight: int) -> int:
+        """Add to the suspicion against a request and return the sum.  Keeper only."""
+        unique &= ~UNIQUE_RESEND
+        free = 1
+        for index in range(1, _SUSPECT_WORDS, 2):
+            if self._suspects[index] == unique:
+                free = index
+                break
+            if self._suspects[index + 1] < self._suspects[free + 1]:
+                free = index
+        else:
+            self._suspects[free] = unique
+            self._suspects[free + 1] = 0
+        self._suspects[free + 1] += weight
+        return self._suspects[free + 1]
+
+    @property
+    def suspect_in_core(self) -> int:
+        """Return the unique of the suspect that is in the core now, or 0."""
+        return self._suspects[_TOKEN_WORD]
+
+    @suspect_in_core.setter
+    def suspect_in_core(self, unique: int) -> None:
+        self._suspects[_TOKEN_WORD] = unique
+
+    # --- scratch slots -----------------------------------------------------------------------------------------
+    # The core marks a slot with the time it filled it and names slot and length to a front.  The front copies the
+    # bytes and then looks at the mark: if the core took the slot back meanwhile, the copy is thrown away.
+
+    def scratch(self, slot: int) -> memoryview:
+        """Return the bytes of one slot."""
+        at = self._scratch_offset + slot * SCRATCH_BYTES
+        return self._bytes[at : at + SCRATCH_BYTES]
+
+    def scratch_mark(self, slot: int) -> int:
+        """Return the slot's mark; 0: free."""
+        return self._scratch_marks[slot]
+
+    def set_scratch_mark(self, slot: int, mark: int) -> None:
+        """Mark the slot as filled at this monotonic time, or free (0)."""
+        self._scratch_marks[slot] = mark
+
+
+def bump(row: memoryview, count: Count, value: int = 1) -> None:
+    """Add to a counter of the calling process's own row."""
+    row[count] += value

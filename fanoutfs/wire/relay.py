@@ -1,0 +1,66 @@
+"""How a request travels from a front to the core and its answer back.
+
+The relay is one SOCK_SEQPACKET socketpair per generation: every front writes to and reads from one end, pyfuse3 has
+the other.  A front does not forward the kernel's `unique` but a number of its own:
+
+    bits 0..15   slot: index into the in-flight table in shared memory (observe.shared), where the kernel's unique,
+                 opcode, inode and range stand; the slot tells the front that allocated it and any front can answer
+    bits 16..47  sequence number of the slot, so that an answer to an earlier use of it is recognised and dropped
+    bit 62       the answer to INIT, swallowed
+
+A LOOKUP is relayed as it is and its answer is passed to the kernel unchanged.  What the core only prepares and a
+front then answers from the cache is relayed as a READ whose `fh` is an *intent*: an inode number and a verb in the
+bits above it.  pyfuse3 hands `fh` to the core's read(), the core does the work and answers with `Done`.
+"""
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+UNIQUE_INIT: Final = 1 << 62
+SLOT_BITS: Final = 16
+SEQUENCE_MASK: Final = 0xFFFF_FFFF
+
+VERB_SHIFT: Final = 56
+INO_MASK: Final = (1 << VERB_SHIFT) - 1
+"""Inode numbers stay below 2**56: at a million new ones a second that takes two thousand years."""
+
+
+class Verb(IntEnum):
+    """What a front asks the core to do before it answers a request itself."""
+
+    FILL = 1  # make this range of the file present in the cache
+    REFILL = 2  # the same, but cached bytes of it failed their checksum: look at them first
+    DIRECT = 3  # hand the bytes over in a scratch slot: the cache lost them again before they were read
+    LIST = 4  # make the directory's listing present and fresh
+
+
+class Outcome(IntEnum):
+    """First byte of the core's answer to an intent."""
+
+    READY = 1  # answer from the index and the cache
+    SCRATCH = 2  # the bytes are in a scratch slot
+
+
+# outcome u8, padding, scratch slot u32, length u32, padding, mark the slot had when it was filled u64
+DONE: Final = struct.Struct("<B3xII4xQ")
+
+
+def make_intent(verb: Verb, ino: int) -> int:
+    """Return the fh that asks for this."""
+    return verb << VERB_SHIFT | ino
+
+
+def split_intent(fh: int) -> tuple[Verb, int]:
+    """Return (verb, inode) of an intent; ValueError when the verb does not exist."""
+    return Verb(fh >> VERB_SHIFT), fh & INO_MASK
+
+
+def make_unique(slot: int, sequence: int) -> int:
+    """Return the relay's unique for one use of a slot."""
+    return (sequence & SEQUENCE_MASK) << SLOT_BITS | slot
+
+
+def split_unique(unique: int) -> tuple[int, int]:
+    """Return (slot, sequence)."""
+    return unique & 0xFFFF, (unique >> SLOT_BITS) & SEQUENCE_MASK
