@@ -42,7 +42,7 @@ class Bucket:
 
     def store(self) -> "S3Store":
         """Return a new obstore client: the same one the daemon uses."""
-        from obstore.store import S3Store  # noqa: PLC0415  20 MB that the pass-through and most tests do not need
+        from obstore.store import S3Store  # 20 MB that the pass-through and most tests do not need
 
         return S3Store(
             self.name,
@@ -92,7 +92,7 @@ def upload(directory: Path, names: Iterable[Path], bucket: Bucket, prefix: str =
 
     One PUT for each small file; obstore makes a multipart upload of a large one.
     """
-    import obstore  # noqa: PLC0415
+    import obstore
 
     store = bucket.store()
 
@@ -113,7 +113,7 @@ def fetch_directly(bucket: Bucket, key: str, size: int, part_bytes: int, paralle
 
     The client is the daemon's, called as the daemon calls it: synchronously, in threads.
     """
-    import obstore  # noqa: PLC0415
+    import obstore
 
     store = bucket.store()
 

@@ -187,7 +187,7 @@ def _run_child(index: int, slot: Slot, gate: _Gate, work: Work) -> None:
         slot.start()
         work(index, slot)
         code = 0
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  an edge: whatever it is, the parent must hear of it
         gate.speak(f"process {index}: {''.join(traceback.format_exception_only(error)).strip()}; ")
     finally:
         os._exit(code)

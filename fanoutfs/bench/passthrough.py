@@ -47,7 +47,7 @@ class Passthrough(pyfuse3.Operations):
             found = os.lstat(path)
         except FileNotFoundError:
             missing = pyfuse3.EntryAttributes()
-            missing.st_ino = cast("InodeT", 0)
+            missing.st_ino = 0
             missing.entry_timeout = FOREVER_S
             return missing
         except OSError as error:
@@ -63,7 +63,7 @@ class Passthrough(pyfuse3.Operations):
         if flags & _WRITES:
             raise pyfuse3.FUSEError(errno.EROFS)
         fd = _call(os.open, self._paths[inode], os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
-        return pyfuse3.FileInfo(fh=cast("FileHandleT", fd), keep_cache=True)
+        return pyfuse3.FileInfo(fh=fd, keep_cache=True)
 
     async def read(self, fh: "FileHandleT", off: int, size: int) -> bytes:
         """Answer READ."""
@@ -75,12 +75,12 @@ class Passthrough(pyfuse3.Operations):
 
     async def opendir(self, inode: "InodeT", ctx: pyfuse3.RequestContext) -> "FileHandleT":
         """Answer OPENDIR; the handle is the inode."""
-        return cast("FileHandleT", inode)
+        return inode
 
     async def readdir(self, fh: "FileHandleT", start_id: int, token: "ReaddirToken") -> None:
         """Answer READDIRPLUS in the order of names; offsets are positions, the source does not change."""
         directory = self._paths[fh]
-        for position, name in enumerate(sorted(_call(os.listdir, directory))[start_id:], start_id + 1):
+        for position, name in enumerate(_call(_names, directory)[start_id:], start_id + 1):
             path = directory + b"/" + name
             attributes = self._attributes(self._inode(path), _call(os.lstat, path))
             if not pyfuse3.readdir_reply(token, cast("FileNameT", name), attributes, position):
@@ -88,7 +88,7 @@ class Passthrough(pyfuse3.Operations):
 
     async def readlink(self, inode: "InodeT", ctx: pyfuse3.RequestContext) -> "FileNameT":
         """Answer READLINK."""
-        return cast("FileNameT", _call(os.readlink, self._paths[inode]))
+        return _call(os.readlink, self._paths[inode])
 
     def _inode(self, path: bytes) -> int:
         inode = self._inodes.get(path)
@@ -100,8 +100,8 @@ class Passthrough(pyfuse3.Operations):
     @staticmethod
     def _attributes(inode: int, found: os.stat_result) -> pyfuse3.EntryAttributes:
         attributes = pyfuse3.EntryAttributes()
-        attributes.st_ino = cast("InodeT", inode)
-        attributes.st_mode = cast("pyfuse3.ModeT", found.st_mode)
+        attributes.st_ino = inode
+        attributes.st_mode = found.st_mode
         attributes.st_nlink = found.st_nlink
         attributes.st_uid = found.st_uid
         attributes.st_gid = found.st_gid
@@ -113,6 +113,10 @@ class Passthrough(pyfuse3.Operations):
         attributes.entry_timeout = FOREVER_S
         attributes.attr_timeout = FOREVER_S
         return attributes
+
+
+def _names(directory: bytes) -> list[bytes]:
+    return sorted(os.listdir(directory))
 
 
 def _call(function: Callable[..., _T], *arguments: object) -> _T:

@@ -115,7 +115,9 @@ class Rclone:
                 "SECRET_ACCESS_KEY": self.bucket.secret_key,
                 "FORCE_PATH_STYLE": "true",
             }
-            environment = os.environ | {f"RCLONE_CONFIG_BENCH_{name}": value for name, value in settings.items()}
+            environment = _clean_environment() | {
+                f"RCLONE_CONFIG_BENCH_{name}": value for name, value in settings.items()
+            }
             (scratch / "rclone.conf").touch()
             environment["RCLONE_CONFIG"] = str(scratch / "rclone.conf")
             source = f"bench:{self.bucket.name}"
@@ -145,7 +147,6 @@ class S3fs:
         "max_stat_cache_size=200000",
         "stat_cache_expire=86400",
         "enable_noobj_cache",
-        "compat_dir",
         "complement_stat",
         "umask=0022",
     )
@@ -175,7 +176,7 @@ class S3fs:
             )
             options = [part for option in (*own, *self.options) for part in ("-o", option)]
             arguments = [program, self.bucket.name, str(scratch / "mnt"), "-f", *options]
-            with mounting(arguments, scratch / "mnt", scratch / "log") as mountpoint:
+            with mounting(arguments, scratch / "mnt", scratch / "log", _clean_environment()) as mountpoint:
                 yield mountpoint
 
 
@@ -204,7 +205,7 @@ class Fanoutfs:
                 *("--foreground", f"--cache-dir={scratch / 'cache'}"),
                 *(f"--endpoint-url={self.bucket.endpoint_url}", f"--region={self.bucket.region}", *self.settings),
             ]
-            environment = os.environ | self.bucket.environment()
+            environment = _clean_environment() | self.bucket.environment()
             log = self.log or scratch / "log"
             with mounting(arguments, scratch / "mnt", log, environment) as mountpoint:
                 yield mountpoint
@@ -265,6 +266,11 @@ def start_peers(peers: Sequence[Peer]) -> Iterator[tuple[dict[str, Path], dict[s
             except PeerError as error:
                 reasons[peer.name] = f"not run: {error}"
         yield places, reasons
+
+
+def _clean_environment() -> dict[str, str]:
+    """Return the environment without the user's own AWS settings (rclone 1.60 does not start with AWS_CA_BUNDLE)."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_"))}
 
 
 def _scratch(name: str) -> AbstractContextManager[Path]:

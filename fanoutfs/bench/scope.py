@@ -162,9 +162,10 @@ def unmount(mountpoint: Path) -> None:
             time.sleep(0.1)
 
 
-def log_tail(log: Path, size: int = 400) -> str:
-    """Return the end of a log as one line."""
+def log_tail(log: Path) -> str:
+    """Return the last line of a log that says anything."""
     try:
-        return " ".join(log.read_bytes()[-size:].decode(errors="replace").split())
+        lines = log.read_bytes()[-4096:].decode(errors="replace").split("\n")
     except OSError:
-        return ""
+        return "no log"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")[-300:]

@@ -7,7 +7,6 @@ the daemon meanwhile.  Headline: 132.7 million opens, once, in full.
 """
 
 import argparse
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -183,19 +182,17 @@ def _headline(lab: Lab, report: Report, options: argparse.Namespace, digests: Se
             sent_before = len(lab.proxy.requests())
             load.run_together(HEADLINE_PROCESSES, load.cold_opens(path, digests, HEADLINE_PROCESSES, OVERLAP))
             sent = witness.sent_of(lab.proxy.requests()[sent_before:], FILE, len(digests) * MIB)
-            before, started = counters(directory), time.monotonic()
+            before = counters(directory)
             work = load.hot_opens(path, opens, HEADLINE_PROCESSES)
-
-            def progress(done: int) -> None:
-                say(f"  {done:,} opens, {done / (time.monotonic() - started):,.0f}/s")
-
-            outcome = load.run_together(HEADLINE_PROCESSES, work, progress=progress)
+            outcome = load.run_together(HEADLINE_PROCESSES, work, progress=_show_progress)
             messages = _messages(directory, before)
         report.add(report.measure("headline: time", "s", is_rate=False), SUBJECT, outcome.seconds)
         report.add(report.measure("headline: opens per second", "opens/s"), SUBJECT, outcome.rate)
-        report.check(
-            f"headline: {outcome.operations:,} opens, no message to the daemon", not messages, messages or "0 messages"
-        )
-        report.check(
-            "headline: every byte of the file sent once before", sent.is_each_byte_once, _describe_sent([sent])
-        )
+        name = f"headline: {outcome.operations:,} opens, no message to the daemon"
+        report.check(name, not messages, messages or "0 messages")
+        name = "headline: every byte of the file sent once before"
+        report.check(name, sent.is_each_byte_once, _describe_sent([sent]))
+
+
+def _show_progress(done: int) -> None:
+    say(f"  {done:,} opens so far")

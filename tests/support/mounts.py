@@ -1,0 +1,128 @@
+"""Real mounts for tests: the installed command, a real kernel, everything removed afterwards even when a test fails."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fanoutfs.cli.client import call
+from fanoutfs.keeper.mountinfo import find_mount
+
+COMMAND = (sys.executable, "-m", "fanoutfs")
+COMMAND_TIMEOUT_S = 60.0
+
+
+def run_command(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `fanoutfs` with these arguments as a user would."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+    )
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 30.0) -> Any:
+    """Return the condition's first true value; fail with `what` when the deadline passes."""
+    deadline = time.monotonic() + deadline_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {deadline_s:g} s: {what}")
+        time.sleep(0.01)
+
+
+@dataclass
+class Mount:
+    """A mount under test.  path: the mountpoint; cache: its cache directory."""
+
+    source: str
+    path: Path
+    cache: Path
+    options: tuple[str, ...] = ()
+    env: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        """Mount; fail the test with the command's message when that does not work."""
+        result = run_command(
+            "mount", self.source, str(self.path), "--cache-dir", str(self.cache), *self.options, env=self.env
+        )
+        assert result.returncode == 0, f"{result.stderr}\n{self.log()}"
+
+    def stop(self) -> None:
+        """Unmount; fail the test when anything is left."""
+        result = run_command("umount", str(self.path))
+        assert result.returncode == 0, f"{result.stderr}\n{self.log()}"
+
+    def status(self) -> dict[str, Any]:
+        """Return the daemon's status."""
+        return call(self.path, "status")
+
+    def counters(self) -> dict[str, int]:
+        """Return the daemon's counters."""
+        counters: dict[str, int] = self.status()["counters"]
+        return counters
+
+    def messages(self) -> dict[str, int]:
+        """Return the message counters that are not zero: `read_answered` → n."""
+        prefix = "messages_"
+        return {name.removeprefix(prefix): n for name, n in self.counters().items() if name.startswith(prefix) and n}
+
+    def invalidate(self, path: str = "") -> None:
+        """List a directory again now and tell the kernel what changed."""
+        call(self.path, "invalidate", path=path, timeout_s=COMMAND_TIMEOUT_S)
+
+    def log(self) -> str:
+        """Return the daemon's log."""
+        return "\n".join(path.read_text() for path in self.cache.glob("volumes/*/fanoutfs.log"))
+
+    def volume(self) -> Path:
+        """Return the cache folder of the one volume."""
+        (path,) = (self.cache / "volumes").iterdir()
+        return path
+
+    def kill_everything(self) -> None:
+        """End whatever still runs or is mounted; for clean-up after a failed test."""
+        info = find_mount(self.path)
+        if info is not None and info.fstype == "fuse.fanoutfs":
+            with contextlib.suppress(Exception):
+                pid = self.status()["keeper_pid"]
+                os.kill(pid, signal.SIGKILL)
+            subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def mounted(source: str, *options: str, env: Mapping[str, str] | None = None, start: bool = True) -> Iterator[Mount]:
+    """Mount a source in a fresh place and unmount it at the end; nothing survives."""
+    base = Path(tempfile.mkdtemp(prefix="fanoutfs-test-", dir="/var/tmp"))
+    mount = Mount(source, base / "mnt", base / "cache", options, dict(env or {}))
+    mount.path.mkdir()
+    try:
+        if start:
+            mount.start()
+        yield mount
+        if find_mount(mount.path) is not None:
+            mount.stop()
+    finally:
+        mount.kill_everything()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def drop_page_cache() -> None:
+    """Make the kernel forget clean pages, dentries and inodes (needs root)."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3\n", encoding="ascii")

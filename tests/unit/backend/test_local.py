@@ -1,0 +1,81 @@
+"""What only a directory can do."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fanoutfs.backend.local import LocalBackend
+from fanoutfs.errors import AccessDeniedError, ObjectMissingError, VersionGoneError
+
+
+def _names(directory: Path, prefix: str = "") -> tuple[list[str], list[str], int]:
+    (page,) = list(LocalBackend(str(directory)).list(prefix))
+    return sorted(info.key for info in page.objects), sorted(page.prefixes), page.hidden
+
+
+def test_name_that_is_not_utf8_is_hidden_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "good").touch()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")).touch()
+    (tmp_path / "line\nbreak").touch()
+    assert _names(tmp_path) == (["good"], [], 2)
+
+
+def test_symlinks_are_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "f").write_bytes(b"abc")
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "dir").symlink_to(outside)
+    (source / "file").symlink_to(outside / "f")
+    assert _names(source) == (["file"], ["dir/"], 0)
+    backend = LocalBackend(str(source))
+    for key in ("file", "dir/f"):
+        assert bytes(backend.get_range(key, 0, 3, backend.head(key).version)) == b"abc"
+
+
+def test_broken_and_looping_symlinks_and_fifos_are_hidden(tmp_path: Path) -> None:
+    (tmp_path / "broken").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "fifo")
+    assert _names(tmp_path) == ([], [], 3)
+    for key in ("broken", "loop", "fifo"):
+        with pytest.raises(ObjectMissingError):
+            LocalBackend(str(tmp_path)).head(key)
+
+
+def test_file_replaced_by_a_fifo_does_not_hold_the_reader(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    backend = LocalBackend(str(tmp_path))
+    version = backend.head("a").version
+    (tmp_path / "a").unlink()
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(VersionGoneError):
+        backend.get_range("a", 0, 3, version)
+
+
+def test_file_replaced_by_a_directory_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ObjectMissingError):
+        LocalBackend(str(tmp_path)).head("a")
+
+
+def test_file_appended_to_is_another_version(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    backend = LocalBackend(str(tmp_path))
+    version = backend.head("a").version
+    with (tmp_path / "a").open("ab") as stream:
+        stream.write(b"d")
+    with pytest.raises(VersionGoneError):
+        backend.get_range("a", 0, 3, version)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file_is_denied(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    backend = LocalBackend(str(tmp_path))
+    version = backend.head("a").version
+    (tmp_path / "a").chmod(0)
+    with pytest.raises((AccessDeniedError, VersionGoneError)):
+        backend.get_range("a", 0, 3, version)
