@@ -1,0 +1,29 @@
+"""fanoutfs: a FUSE caching file system under deep-learning training jobs.
+
+Three promises:
+1. An open costs nothing: the kernel answers opens of known files, no message reaches the daemon.
+2. A byte is fetched once: however many readers, each byte of a file version leaves the backend once.
+3. Nothing served is wrong: every cached byte is checksummed, and one file is never read as a mixture of two versions.
+
+Three kinds of process (`keeper`, `front` × N, `core`):
+
+    training jobs ── syscalls ──> kernel: dentries, attributes, page cache
+                                    | /dev/fuse, one descriptor shared by all
+        keeper   owns the mount and INIT; starts, watches and replaces the others
+          front  answers LOOKUP, GETATTR, READ, READDIRPLUS from LMDB and the cache files; stateless
+          core   pyfuse3 on trio; lists, fills, evicts, notifies; LMDB's only writer
+        front ── relay (packets below 64 KiB, never file data) ──> core
+
+Layers, imports point right only:
+cli → keeper → {front | core | bench} → {index, cache, backend} → {wire, observe, config} → {errors, records, clock}
+
+Invariants:
+* What a front answers from is committed.  Bytes are removed only after a grace period in which every front was idle.
+* A file's attributes and content never change under its inode number; a changed object is a new inode.  Inode
+  numbers are never reused within an index, and everything filed under them goes when an index is begun anew.
+* The index never promises bytes that are not in the cache file; the checksum catches what the disk did to them.
+* Notifications follow the commit, after a grace period, from a thread that holds no unanswered request.
+
+Words: a *backend* holds *objects* (keys) in *versions*; an *entry* is a name in a directory; *blocks* (256 KiB) are
+checksummed, *parts* (8 MiB) fetched and evicted; a *fill* brings bytes into the cache; the *relay* joins front and core.
+"""

@@ -159,5 +159,9 @@ class CacheFullError(FanoutError):
     errno_code = errno.ENOSPC
 
 
+class DatabaseError(FanoutError):
+    """LMDB refused a change: the disk is full or failing, or the map is; nothing of the change is in the file."""
+
+
 class InvariantError(FanoutError):
     """Something that cannot be was: the request fails with EIO and is logged; nothing is papered over."""

@@ -25,13 +25,13 @@ __all__ = ["Backend", "config_root", "open_backend", "source_root"]
 
 def open_backend(config: "MountConfig", count: "Counter | None" = None) -> Backend:
     """See `connect.open_backend`."""
-    from fanoutfs.backend import connect, measure  # obstore is 20 MB: fronts and keeper never need it
+    from fanoutfs.backend import connect, measure  # noqa: PLC0415 - loads obstore: fronts never need it
 
     return connect.open_backend(config, count or measure.ignore)
 
 
 def config_root(config: "MountConfig") -> tuple[str, str]:
     """See `connect.config_root`."""
-    from fanoutfs.backend import connect
+    from fanoutfs.backend import connect  # noqa: PLC0415 - as above
 
     return connect.config_root(config)

@@ -56,9 +56,11 @@ class Pages:
         self._token: str | None = ""
 
     def __iter__(self) -> Iterator[ListPage]:
+        """Return itself."""
         return self
 
     def __next__(self) -> ListPage:
+        """Return the next page; after an error, ask for the same one again."""
         if self._token is None:
             raise StopIteration
         page, next_token = self._fetch(self._token)
@@ -75,7 +77,9 @@ class WrappedPages:
         self._around = around
 
     def __iter__(self) -> Iterator[ListPage]:
+        """Return itself."""
         return self
 
     def __next__(self) -> ListPage:
+        """Return the next page; after an error, ask for the same one again."""
         return self._around(self._inner.__next__)

@@ -49,7 +49,10 @@ def open_backend(config: MountConfig, count: Counter = ignore) -> Backend:
 
 
 def config_root(config: MountConfig) -> tuple[str, str]:
-    """Return (identity of the volume, key prefix "" or ending with "/"), the endpoint of environment or profile included."""
+    """Return (identity of the volume, key prefix "" or ending with "/").
+
+    The identity includes an endpoint that only environment or profile name.
+    """
     source = parse_source(config.source, config.prefix)
     endpoint = ""
     if source.scheme == "s3":

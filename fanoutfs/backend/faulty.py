@@ -64,6 +64,7 @@ class FaultyBackend:
     """A test that forgets its gate fails, instead of hanging."""
 
     def __init__(self, inner: Backend) -> None:
+        """inner: what calls reach when no fault is scripted."""
         self._inner = inner
         self._lock = threading.Lock()
         self._faults: dict[str, deque[Fault]] = {"head": deque(), "get": deque(), "list": deque()}

@@ -32,6 +32,7 @@ class MeasuringBackend:
     """Counts the calls of another backend."""
 
     def __init__(self, inner: Backend, count: Counter, clock: Clock | None = None) -> None:
+        """clock: None for the kernel's."""
         self._inner = inner
         self._count = count
         self._clock = clock or SystemClock()

@@ -30,12 +30,14 @@ class RefreshingCredentials:
     """A CredentialSource that asks `fetch` again before what it got expires."""
 
     def __init__(self, fetch: CredentialSource, utc_now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """fetch: asks the service; called by one thread at a time."""
         self._fetch = fetch
         self._utc_now = utc_now
         self._lock = threading.Lock()
         self._held: AwsCredentials | None = None
 
     def __call__(self) -> AwsCredentials:
+        """Return credentials that are valid now.  Raises what fetch raises, if nothing valid is held."""
         with self._lock:
             now = self._utc_now()
             held = self._held
@@ -95,7 +97,8 @@ def _web_identity(url: str, token_file: Path, role: str, session: str) -> AwsCre
     }
     body = _fetch(url, data=urlencode(form).encode(), what="STS AssumeRoleWithWebIdentity")
     try:
-        fields = {element.tag.rpartition("}")[2]: element.text or "" for element in ET.fromstring(body).iter()}
+        root = ET.fromstring(body)  # noqa: S314 - expat bounds entity expansion, see s3list
+        fields = {element.tag.rpartition("}")[2]: element.text or "" for element in root.iter()}
         return _credentials(fields, "SessionToken")
     except (ET.ParseError, KeyError, ValueError):
         raise CredentialsError("STS AssumeRoleWithWebIdentity: the answer holds no credentials") from None
@@ -145,7 +148,9 @@ def _fetch(
     method: str | None = None,
     what: str,
 ) -> bytes:
-    request = urllib.request.Request(url, data=data, headers=dict(headers or {}), method=method)
+    if not url.startswith(("http://", "https://")):
+        raise CredentialsError(f"{what}: its address is no http URL")
+    request = urllib.request.Request(url, data=data, headers=dict(headers or {}), method=method)  # noqa: S310 - checked
     # Metadata addresses are link-local: a proxy must never see these requests.  STS is not, and may need it.
     opener = urllib.request.build_opener() if data else urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -45,6 +45,7 @@ class RetryBudget:
     """A token bucket that hands out waiting times.  Thread-safe."""
 
     def __init__(self, capacity: int, refill_per_s: float, clock: Clock) -> None:
+        """Start full."""
         self._capacity = float(capacity)
         self._refill_per_s = refill_per_s
         self._clock = clock

@@ -11,9 +11,10 @@ Facts of obstore 0.12 that shape this module, each held by tests/contract or tes
 * A missing bucket on HEAD looks like a missing object: only LIST and GET can tell.
 * The body arrives in chunks that obstore joins once in Rust; the memoryview over the result copies nothing.
 
-If-Match: RFC 9110 wants the ETag quoted; Ceph RGW 16 answers 412 to that and takes it bare, SeaweedFS, moto and AWS take
-both.  So the quoted form is tried first; when a 412 contradicts a HEAD that still shows the very ETag asked for, the
-next form is used from then on (quoted, bare, none).  Whatever is sent, the answer's ETag and size decide.
+If-Match: RFC 9110 wants the ETag quoted; SeaweedFS and moto take it quoted and bare (measured), Ceph RGW 16 is known to
+answer 412 to the quoted form and to take it bare (tested here only with that 412 played by the proxy).  So the quoted
+form is tried first; when a 412 contradicts a HEAD that still shows the very ETag asked for, the next form is used from
+then on (quoted, bare, none).  Whatever is sent, the answer's ETag and size decide.
 """
 
 from collections.abc import Iterator

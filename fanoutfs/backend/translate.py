@@ -138,7 +138,7 @@ def _one_line(text: str) -> str:
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:
-    """Return the seconds a Retry-After header asks for (RFC 9110, 10.2.3: seconds or a date), None if it says nothing."""
+    """Return the seconds a Retry-After header asks for (RFC 9110, 10.2.3: number or date), None without one."""
     if not value:
         return None
     try:

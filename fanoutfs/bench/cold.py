@@ -19,9 +19,8 @@ from fanoutfs.bench import fio, load, machine
 from fanoutfs.bench.data import fetch_directly, make_large_file, make_small_files, upload
 from fanoutfs.bench.lab import Lab, LabMaker
 from fanoutfs.bench.peers import Peer, counters, describe, start_peers
-from fanoutfs.bench.program import PEER_NAMES, make_parser, make_peers, run, stage
+from fanoutfs.bench.program import PEER_NAMES, Race, make_parser, make_peers, run, stage
 from fanoutfs.bench.report import SUBJECT, Report
-from fanoutfs.bench.scope import PeerError
 from fanoutfs.records import MIB, PART_BYTES
 
 FILE: Final = "image.bin"
@@ -74,20 +73,22 @@ def _bench(lab: Lab, report: Report, options: argparse.Namespace) -> None:
 
 
 def _sequential(lab: Lab, report: Report, options: argparse.Namespace) -> None:
-    digests = list(load.chunk_digests(bytes(lab.source / FILE)))
+    digests = list(load.chunk_digests(lab.source / FILE))
     hot = report.measure("sequential read from the page cache", "MB/s")
     local = report.measure("sequential read from the local disk, page cache dropped", "MB/s")
     with start_peers(make_peers(options, lab, PEER_NAMES, is_watched=False)) as (places, reasons):
+        race = Race(report)
         for name, reason in reasons.items():
-            report.not_run(hot, name, reason)
-            report.not_run(local, name, reason)
+            race.give_up(name, reason, hot, local)
         for name, directory in places.items():
-            with stage(f"fetching and verifying {FILE} through {name}"):
+            with race.attempt(name, f"fetching and verifying {FILE}", hot, local):
                 work = load.cold_opens(bytes(directory / FILE), digests, 1, 1)
                 load.run_together(1, work, deadline_s=options.deadline)
         for number in range(options.runs):
             for name, directory in places.items():
-                with stage(f"sequential read, run {number + 1}, {name}"):
+                if not race.has(name):
+                    continue
+                with race.attempt(name, f"sequential read, run {number + 1}", hot, local):
                     _read(directory, options)  # whatever another peer's run has pushed out of the page cache
                     report.add(hot, name, _read(directory, options))
                     if machine.can_drop_caches():
@@ -109,8 +110,8 @@ def _check_local(report: Report) -> None:
     measure = report.measure("sequential read from the local disk, page cache dropped", "MB/s")
     ours, ratio = measure.series.get(SUBJECT), report.ratio(measure, SUBJECT, "ext4")
     name = f"{measure.name}: >= {LOCAL_VS_EXT4} x ext4 or >= {LOCAL_MB_PER_S:.0f} MB/s"
-    if ours is None or not ours.values or ratio is None:
-        report.check(name, None, "not measured")
+    if ours is None or ours.reason or not ours.values or ratio is None:
+        report.check(name, False if ours and ours.reason else None, ours.reason if ours else "not measured")
         return
     is_met = ratio >= LOCAL_VS_EXT4 or ours.median >= LOCAL_MB_PER_S
     report.check(name, is_met, f"{ratio:.2f} x, {ours.median:,.0f} MB/s")
@@ -127,7 +128,7 @@ def _remote(lab: Lab, report: Report, options: argparse.Namespace) -> None:
     options.option.append(f"--max-readahead={options.parallelism * PART_BYTES}")
     peers = make_peers(options, lab, ["rclone", "s3fs", SUBJECT], is_watched=True)
     options.option.pop()
-    given_up: set[str] = set()
+    race = Race(report)
     lab.proxy.set_latency(options.latency_ms)
     try:
         for number in range(options.runs):
@@ -138,14 +139,10 @@ def _remote(lab: Lab, report: Report, options: argparse.Namespace) -> None:
                 report.add(measure, DIRECT, size / seconds / _MB)
                 report.add(flight, DIRECT, _in_flight(lab, before, seconds))
             for peer in peers:
-                if peer.name in given_up:
+                if not race.has(peer.name):
                     continue
-                with stage(f"first read from the store, run {number + 1}, {peer.name}"):
-                    try:
-                        _remote_run(lab, report, peer, options)
-                    except (PeerError, load.LoadError) as error:
-                        report.not_run(measure, peer.name, f"not run: {error}")
-                        given_up.add(peer.name)
+                with race.attempt(peer.name, f"first read from the store, run {number + 1}", measure):
+                    _remote_run(lab, report, peer, options)
     finally:
         lab.proxy.set_latency(0.0)
     report.check_ratio(measure, DIRECT, REMOTE_VS_DIRECT)
@@ -180,22 +177,21 @@ def _small(lab: Lab, report: Report, options: argparse.Namespace) -> None:
             report.not_run(measure, peer.name, "not run: only root can drop the page cache")
         return
     with start_peers(make_peers(options, lab, PEER_NAMES, is_watched=False)) as (places, reasons):
+        race = Race(report)
         for name, reason in reasons.items():
-            report.not_run(measure, name, reason)
-        for name in list(places):
-            with stage(f"filling the cache of {name}"):
-                try:
-                    _read_small(places[name], _share(name, names, options), options)
-                except load.LoadError as error:
-                    report.not_run(measure, name, f"not run: {error}")
-                    del places[name]
-        before = counters(places[SUBJECT]) if SUBJECT in places else None
+            race.give_up(name, reason, measure)
+        for name, directory in places.items():
+            with race.attempt(name, "filling the cache with small files", measure):
+                _read_small(directory, _share(name, names, options), options)
+        before = counters(places[SUBJECT]) if SUBJECT in places and race.has(SUBJECT) else None
         for number in range(options.runs):
             for name, directory in places.items():
-                with stage(f"small files, run {number + 1}, {name}"):
+                if not race.has(name):
+                    continue
+                with race.attempt(name, f"small files, run {number + 1}", measure):
                     machine.drop_caches()
                     report.add(measure, name, _read_small(directory, _share(name, names, options), options))
-        if before is not None:
+        if before is not None and race.has(SUBJECT):
             after = counters(places[SUBJECT])
             fetched = after.values.get("backend_bytes", 0) - before.values.get("backend_bytes", 0)
             messages = sum(after.messages_since(before).values()) / (options.runs * len(names))

@@ -102,9 +102,11 @@ def run_job(job: str, directory: Path, size_mib: int, deadline_s: float) -> floa
 
 
 def _first_complaint(output: str, code: int) -> str:
-    for line in output.splitlines():
-        if any(word in line for word in ("verify", "bad ", "rror")) and not line.lstrip().startswith('"'):
-            return line.strip()[:200]
+    lines = [line.strip() for line in output.splitlines() if not line.lstrip().startswith('"')]
+    for word in ("verify", "rror"):  # what is wrong, rather than what follows from it
+        for line in lines:
+            if word in line:
+                return line[:200]
     return f"fio ended with exit code {code}"
 
 

@@ -1,7 +1,7 @@
 """The load: processes that start together, and what each of them does.
 
-The generator must not hide the file system.  Measured on 2 cores: open + 64-byte pread + close of one ext4 file by two of
-these Python loops 630k/s, by two C loops 700-780k/s: the loops below call nothing but the three system calls.
+The generator must not hide the file system.  Measured on 2 cores: open + 64-byte pread + close of one ext4 file by two
+of these Python loops 630k/s, by two C loops 700-780k/s: the loops below call nothing but the three system calls.
 
 A load runs in forked processes, never threads: training jobs are processes, and the GIL would serialise the opens.
 The children make plain system calls only, because their parent may hold the threads of an obstore client, and those do
@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Final
 
 import xxhash
@@ -61,6 +62,7 @@ class Slot:
     """Where one process of a load counts; shared memory, written by that process only."""
 
     def __init__(self, memory: mmap.mmap, index: int) -> None:
+        """memory: one record of _SLOT per process."""
         self._memory = memory
         self._offset = index * _SLOT.size
         self._started_ns = 0
@@ -115,9 +117,10 @@ def run_together(
 
 
 class _Gate:
-    """Three pipes: ready (a byte per child), go (closed by the parent), and words (of failure; closed by all at the end)."""
+    """Three pipes: ready (a byte per child), go (closed by the parent), words (why one failed; all end: all ended)."""
 
     def __init__(self) -> None:
+        """Open the pipes; before the first fork."""
         self._ready, self._is_ready = os.pipe()
         self._go, self._hold = os.pipe()
         self._words, self._speak = os.pipe()
@@ -163,7 +166,7 @@ class _Gate:
                 continue
             chunk = os.read(self._words, 1 << 16)
             if not chunk:
-                return words.decode(errors="replace")[:2000]
+                return words.decode(errors="replace").partition(";")[0][:400]  # the first to fail speaks for all
             words += chunk
         return f"not finished after {deadline_s:.0f} s"
 
@@ -315,8 +318,8 @@ def small_reads(paths: Sequence[bytes], size: int, processes: int) -> Work:
     return work
 
 
-def chunk_digests(path: bytes) -> Iterator[int]:
+def chunk_digests(path: Path) -> Iterator[int]:
     """Yield xxh3-64 of every MiB of a file, for cold_opens."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while data := file.read(MIB):
             yield xxhash.xxh3_64_intdigest(data)

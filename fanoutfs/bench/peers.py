@@ -1,7 +1,8 @@
 """What is compared: the same files through ext4, a plain pyfuse3 pass-through, rclone, s3fs and fanoutfs.
 
 A peer's `mounted` is a context manager that yields the directory where the files are, with nothing cached by the peer
-(the page cache is the caller's business), and leaves no mount, process or file behind.  It raises PeerError when the
+(the page cache is the caller's business), and leaves no mount, process or file behind.  The directory lies as deep as the
+source does: a path walk costs by the component.  It raises PeerError when the
 peer cannot run here; a benchmark shows the reason instead of numbers.
 """
 
@@ -66,9 +67,9 @@ class Passthrough:
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Path]:
         """Mount it."""
-        with _scratch(self.name) as scratch:
-            arguments = [sys.executable, "-m", "fanoutfs.bench.passthrough", str(self.source), str(scratch / "mnt")]
-            with mounting(arguments, scratch / "mnt", scratch / "log") as mountpoint:
+        with _room(self.name) as room:
+            arguments = [sys.executable, "-m", "fanoutfs.bench.passthrough", str(self.source), str(room.mountpoint)]
+            with mounting(arguments, room.mountpoint, room.log) as mountpoint:
                 yield mountpoint
 
 
@@ -105,7 +106,7 @@ class Rclone:
     def mounted(self) -> Iterator[Path]:
         """Mount it; credentials go through the environment, not the argument list."""
         program = find_program("rclone")
-        with _scratch(self.name) as scratch:
+        with _room(self.name) as room:
             settings = {
                 "TYPE": "s3",
                 "PROVIDER": "Other",
@@ -118,18 +119,18 @@ class Rclone:
             environment = _clean_environment() | {
                 f"RCLONE_CONFIG_BENCH_{name}": value for name, value in settings.items()
             }
-            (scratch / "rclone.conf").touch()
-            environment["RCLONE_CONFIG"] = str(scratch / "rclone.conf")
+            (room.private / "rclone.conf").touch()
+            environment["RCLONE_CONFIG"] = str(room.private / "rclone.conf")
             source = f"bench:{self.bucket.name}"
             arguments = [
                 program,
                 "mount",
                 source,
-                str(scratch / "mnt"),
-                f"--cache-dir={scratch / 'cache'}",
+                str(room.mountpoint),
+                f"--cache-dir={room.private / 'cache'}",
                 *self.flags,
             ]
-            with mounting(arguments, scratch / "mnt", scratch / "log", environment) as mountpoint:
+            with mounting(arguments, room.mountpoint, room.log, environment) as mountpoint:
                 yield mountpoint
 
 
@@ -161,22 +162,22 @@ class S3fs:
     def mounted(self) -> Iterator[Path]:
         """Mount it; it wants its credentials in a file."""
         program = find_program("s3fs")
-        with _scratch(self.name) as scratch:
-            password = scratch / "password"
+        with _room(self.name) as room:
+            password = room.private / "password"
             password.touch(mode=0o600)
             password.write_text(f"{self.bucket.access_key}:{self.bucket.secret_key}\n")
-            (scratch / "cache").mkdir()
-            (scratch / "tmp").mkdir()
+            (room.private / "cache").mkdir()
+            (room.private / "tmp").mkdir()
             own = (
                 f"url={self.bucket.endpoint_url}",
                 f"endpoint={self.bucket.region}",
                 f"passwd_file={password}",
-                f"use_cache={scratch / 'cache'}",
-                f"tmpdir={scratch / 'tmp'}",
+                f"use_cache={room.private / 'cache'}",
+                f"tmpdir={room.private / 'tmp'}",
             )
             options = [part for option in (*own, *self.options) for part in ("-o", option)]
-            arguments = [program, self.bucket.name, str(scratch / "mnt"), "-f", *options]
-            with mounting(arguments, scratch / "mnt", scratch / "log", _clean_environment()) as mountpoint:
+            arguments = [program, self.bucket.name, str(room.mountpoint), "-f", *options]
+            with mounting(arguments, room.mountpoint, room.log, _clean_environment()) as mountpoint:
                 yield mountpoint
 
 
@@ -198,16 +199,16 @@ class Fanoutfs:
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Path]:
         """Mount it with an empty cache."""
-        with _scratch(self.name) as scratch:
-            (scratch / "cache").mkdir(mode=0o700)
+        with _room(self.name) as room:
+            (room.private / "cache").mkdir(mode=0o700)
             arguments = [
-                *(sys.executable, "-m", "fanoutfs", "mount", f"s3://{self.bucket.name}", str(scratch / "mnt")),
-                *("--foreground", f"--cache-dir={scratch / 'cache'}"),
+                *(sys.executable, "-m", "fanoutfs", "mount", f"s3://{self.bucket.name}", str(room.mountpoint)),
+                *("--foreground", f"--cache-dir={room.private / 'cache'}"),
                 *(f"--endpoint-url={self.bucket.endpoint_url}", f"--region={self.bucket.region}", *self.settings),
             ]
             environment = _clean_environment() | self.bucket.environment()
-            log = self.log or scratch / "log"
-            with mounting(arguments, scratch / "mnt", log, environment) as mountpoint:
+            log = self.log or room.log
+            with mounting(arguments, room.mountpoint, log, environment) as mountpoint:
                 yield mountpoint
 
 
@@ -236,7 +237,7 @@ def counters(mountpoint: Path) -> Counters:
 
 def _reads(pid: int) -> int:
     """Return syscr of /proc/PID/io, 0 when it cannot be read (another user's process)."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/io", encoding="ascii") as table:
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/io").open(encoding="ascii") as table:
         for line in table:
             if line.startswith("syscr:"):
                 return int(line.partition(":")[2])
@@ -273,9 +274,24 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_"))}
 
 
-def _scratch(name: str) -> AbstractContextManager[Path]:
-    # Below the directory of the benchmark: scope.temporary_files_in.
-    return scratch_directory(Path(tempfile.gettempdir()), f"{name}-")
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Where one mount lives: beside the source (scope.temporary_files_in), so that paths are equally deep."""
+
+    mountpoint: Path
+    private: Path
+
+    @property
+    def log(self) -> Path:
+        """Where its program may write."""
+        return self.private / "log"
+
+
+@contextlib.contextmanager
+def _room(name: str) -> Iterator[_Room]:
+    parent = Path(tempfile.gettempdir())
+    with scratch_directory(parent, f"{name}-") as mountpoint, scratch_directory(parent, f"{name}-") as private:
+        yield _Room(mountpoint, private)
 
 
 def describe(peers: Sequence[Peer]) -> Iterator[str]:

@@ -9,10 +9,11 @@ from typing import Final
 
 from fanoutfs.bench import machine
 from fanoutfs.bench.lab import Lab, LabMaker
+from fanoutfs.bench.load import LoadError
 from fanoutfs.bench.peers import Ext4, Fanoutfs, Passthrough, Peer, Rclone, S3fs
-from fanoutfs.bench.report import Report
-from fanoutfs.bench.scope import Interrupted, scratch_directory, signals_unwind, temporary_files_in
-from fanoutfs.errors import FanoutError
+from fanoutfs.bench.report import Measure, Report
+from fanoutfs.bench.scope import Interrupted, PeerError, scratch_directory, signals_unwind, temporary_files_in
+from fanoutfs.errors import DaemonDiedError, FanoutError
 
 PEER_NAMES: Final = ("ext4", "passthrough", "rclone", "s3fs", "fanoutfs")
 EXIT_MISSED: Final = 1
@@ -86,6 +87,35 @@ def make_peers(options: argparse.Namespace, lab: Lab, names: Sequence[str], *, i
     if unknown:
         raise FanoutError(f"unknown peer {', '.join(sorted(unknown))}; there are {', '.join(PEER_NAMES)}")
     return [peer for peer in peers if peer.name in names and peer.name in chosen]
+
+
+class Race:
+    """Who is still measured: a peer that fails once is left out of the rounds that follow, and the reason is shown."""
+
+    def __init__(self, report: Report) -> None:
+        """report: where the reasons go."""
+        self._report = report
+        self._given_up: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether this peer still takes part."""
+        return name not in self._given_up
+
+    @contextlib.contextmanager
+    def attempt(self, name: str, text: str, *measures: Measure) -> Iterator[None]:
+        """Run one round of a peer; a failure ends the race for it, not for the others."""
+        say(f"- {text}, {name}")
+        try:
+            yield
+        except (PeerError, LoadError, DaemonDiedError, OSError) as error:
+            self.give_up(name, f"failed: {error}", *measures)
+
+    def give_up(self, name: str, reason: str, *measures: Measure) -> None:
+        """Leave a peer out from now on."""
+        say(f"  {name} {reason}")
+        self._given_up.add(name)
+        for measure in measures:
+            self._report.not_run(measure, name, reason)
 
 
 def say(text: str) -> None:

@@ -138,7 +138,7 @@ def wait_until_mounted(mountpoint: Path, process: subprocess.Popen[bytes], log: 
         if process.poll() is not None:
             raise PeerError(f"ended with exit code {process.returncode}: {log_tail(log)}")
         if is_mounted(mountpoint):
-            os.stat(mountpoint)
+            mountpoint.stat()
             return
         time.sleep(0.05)
     raise PeerError(f"not mounted after {MOUNT_TIMEOUT_S:.0f} s: {log_tail(log)}")
@@ -147,7 +147,7 @@ def wait_until_mounted(mountpoint: Path, process: subprocess.Popen[bytes], log: 
 def is_mounted(mountpoint: Path) -> bool:
     """Say whether the mount table names this path.  Asks the file system nothing: it may be dead."""
     wanted = os.fsencode(mountpoint).replace(b" ", b"\\040")
-    with open("/proc/self/mountinfo", "rb") as table:
+    with Path("/proc/self/mountinfo").open("rb") as table:
         return any(line.split(b" ", 5)[4] == wanted for line in table)
 
 

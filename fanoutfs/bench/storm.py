@@ -15,9 +15,8 @@ from fanoutfs.bench import load, machine, witness
 from fanoutfs.bench.data import make_large_file, upload
 from fanoutfs.bench.lab import Lab, LabMaker
 from fanoutfs.bench.peers import Counters, Peer, counters, describe, start_peers
-from fanoutfs.bench.program import PEER_NAMES, make_parser, make_peers, run, say, stage
-from fanoutfs.bench.report import SUBJECT, Report
-from fanoutfs.bench.scope import PeerError
+from fanoutfs.bench.program import PEER_NAMES, Race, make_parser, make_peers, run, say, stage
+from fanoutfs.bench.report import SUBJECT, Measure, Report
 from fanoutfs.records import MIB
 
 FILE: Final = "image.bin"
@@ -25,6 +24,7 @@ OVERLAP: Final = 4  # how many processes want each byte
 HEADLINE_OPENS: Final = 132_700_000
 HEADLINE_PROCESSES: Final = 1024
 _WARM_OPENS: Final = 2000
+_HOT: Final = "hot opens (open + pread 64 B + close), {} processes"
 HOT_VS_EXT4: Final = 0.75
 HOT_VS_PASSTHROUGH: Final = 20.0
 
@@ -47,7 +47,7 @@ def _bench(lab: Lab, report: Report, options: argparse.Namespace) -> None:
     with stage(f"making {FILE}, {options.size_mib} MiB, and putting it into the bucket"):
         make_large_file(source, options.size_mib * MIB)
         upload(lab.source, [Path(FILE)], lab.bucket)
-    digests = list(load.chunk_digests(bytes(source)))
+    digests = list(load.chunk_digests(source))
     for line in describe(make_peers(options, lab, PEER_NAMES, is_watched=True)):
         report.note(line)
     if "cold" in phases:
@@ -66,24 +66,19 @@ def _cold(lab: Lab, report: Report, options: argparse.Namespace, processes: int,
     peers = make_peers(options, lab, PEER_NAMES, is_watched=True)
     times = report.measure(f"cold storm, {processes} processes: time", "s", is_rate=False)
     volume = report.measure(f"cold storm, {processes} processes: sent by the store", "MiB", is_rate=False)
-    given_up: set[str] = set()
+    race = Race(report)
     seen: list[witness.Sent] = []
     for number in range(options.runs):
         for peer in peers:
-            if peer.name in given_up:
+            if not race.has(peer.name):
                 continue
-            with stage(f"cold storm of {processes} processes, run {number + 1}, {peer.name}"):
-                try:
-                    seconds, sent = _cold_run(lab, peer, options, processes, digests)
-                except (PeerError, load.LoadError) as error:
-                    report.not_run(times, peer.name, f"not run: {error}")
-                    given_up.add(peer.name)
-                    continue
-            report.add(times, peer.name, seconds)
-            if peer.name not in ("ext4", "passthrough"):
-                report.add(volume, peer.name, sent.bytes_sent / MIB)
-            if peer.name == SUBJECT:
-                seen.append(sent)
+            with race.attempt(peer.name, f"cold storm of {processes} processes, run {number + 1}", times):
+                seconds, sent = _cold_run(lab, peer, options, processes, digests)
+                report.add(times, peer.name, seconds)
+                if peer.name not in ("ext4", "passthrough"):
+                    report.add(volume, peer.name, sent.bytes_sent / MIB)
+                if peer.name == SUBJECT:
+                    seen.append(sent)
     name = f"cold storm, {processes} processes: every byte sent once, by the store's log"
     if any(peer.name == SUBJECT for peer in peers):
         report.check(name, _once(seen, options.runs), _describe_sent(seen))
@@ -122,16 +117,17 @@ def _hot(lab: Lab, report: Report, options: argparse.Namespace, sizes: Sequence[
     peers = make_peers(options, lab, PEER_NAMES, is_watched=False)
     with start_peers(peers) as (places, reasons):
         rates: dict[str, float] = {}
+        race = Race(report)
+        measures = [report.measure(_HOT.format(processes), "opens/s") for processes in sizes]
+        for name, reason in reasons.items():
+            race.give_up(name, reason, *measures)
         for name, directory in places.items():
-            with stage(f"warming {name}"):
+            with race.attempt(name, "warming", *measures):
                 path = bytes(directory / FILE)
                 load.run_together(1, load.cold_opens(path, digests, 1, 1), deadline_s=options.deadline)
                 rates[name] = load.run_together(2, load.hot_opens(path, _WARM_OPENS, 2)).rate
-        for processes in sizes:
-            measure = report.measure(f"hot opens (open + pread 64 B + close), {processes} processes", "opens/s")
-            for name, reason in reasons.items():
-                report.not_run(measure, name, reason)
-            messages = _hot_rounds(report, options, measure.name, processes, places, rates)
+        for measure, processes in zip(measures, sizes, strict=True):
+            messages = _hot_rounds(report, options, race, measure, processes, places, rates)
             report.check_ratio(measure, "ext4", HOT_VS_EXT4)
             report.check_ratio(measure, "passthrough", HOT_VS_PASSTHROUGH)
             if messages is not None:
@@ -141,17 +137,19 @@ def _hot(lab: Lab, report: Report, options: argparse.Namespace, sizes: Sequence[
 def _hot_rounds(
     report: Report,
     options: argparse.Namespace,
-    name: str,
+    race: Race,
+    measure: Measure,
     processes: int,
     places: dict[str, Path],
     rates: dict[str, float],
 ) -> str | None:
     """Run all rounds of one storm; return the messages fanoutfs got meanwhile as text, "" for none."""
-    measure = report.measure(name, "opens/s")
     messages = "" if SUBJECT in places else None
     for number in range(options.runs):
         for peer, directory in places.items():
-            with stage(f"hot opens by {processes} processes, run {number + 1}, {peer}"):
+            if not race.has(peer):
+                continue
+            with race.attempt(peer, f"hot opens by {processes} processes, run {number + 1}", measure):
                 opens = max(processes, int(rates[peer] * options.seconds))
                 before = counters(directory) if peer == SUBJECT else None
                 work = load.hot_opens(bytes(directory / FILE), opens, processes)
@@ -164,7 +162,7 @@ def _hot_rounds(
 
 
 def _messages(mountpoint: Path, before: Counters) -> str:
-    """Return what reached the daemon since, as text: its counters, and its fronts' read(2) calls as the kernel counts."""
+    """Return what reached the daemon since, as text: its own counters, and read(2) calls of its fronts (procfs)."""
     after = counters(mountpoint)
     text = " ".join(f"{name}={count}" for name, count in after.messages_since(before).items())
     reads = after.front_reads - before.front_reads

@@ -10,16 +10,25 @@ class Request(Protocol):
     """One line of the log."""
 
     @property
-    def method(self) -> str: ...
+    def method(self) -> str:
+        """GET, HEAD, ..."""
+        ...
+
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """Path and query as sent: /bucket/key."""
+        ...
+
     @property
     def range(self) -> str:
         """The Range header, "" without one."""
         ...
 
     @property
-    def status(self) -> int: ...
+    def status(self) -> int:
+        """HTTP status of the answer."""
+        ...
+
     @property
     def body_bytes(self) -> int:
         """Bytes of the answer's body sent to the client."""

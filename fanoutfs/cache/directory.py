@@ -52,7 +52,8 @@ class CacheDirectory:
         """Return the folder of a volume, made if need be."""
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = self.path / "volumes" / digest
-        _make_private(path / "objects")
+        for folder in (path.parent, path, path / "objects"):  # each by itself: mkdir(parents) would leave them 0755
+            _make_private(folder)
         (path / "volume").write_text(identity + "\n", encoding="utf-8")
         return path
 

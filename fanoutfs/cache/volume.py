@@ -17,11 +17,11 @@ import lmdb
 
 from fanoutfs.cache import small as small_store
 from fanoutfs.cache.files import CacheFiles
-from fanoutfs.cache.small import SmallStore
+from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.errors import CacheUnusableError
 from fanoutfs.index.operations import OpenVolume
 from fanoutfs.index.store import FILE_NAME, IndexEnvironment
-from fanoutfs.index.transaction import write_transaction
+from fanoutfs.index.transaction import IndexTransaction
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ def _open_index(path: Path, wanted: OpenVolume) -> tuple[IndexEnvironment, bool]
     environment = IndexEnvironment(path, writable=True)
     try:
         environment.env.reader_check()  # slots of processes that were killed
-        with write_transaction(environment) as txn:
-            return environment, wanted.apply(txn)
+        with environment.env.begin(write=True) as txn:
+            return environment, wanted.apply(IndexTransaction(environment, txn))
     except ValueError as error:
         environment.close()
         raise CacheUnusableError(f"{path}: {error}; use another --cache-dir or delete this folder") from error

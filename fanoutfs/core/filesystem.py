@@ -5,7 +5,6 @@ Core, trio thread only.  Names are bytes, errors are FanoutError, results are in
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -16,6 +15,7 @@ from fanoutfs.core.listing import Listings
 from fanoutfs.errors import (
     BackendError,
     CacheFullError,
+    DatabaseError,
     FanoutError,
     NotADirectoryInIndexError,
     StaleInodeError,
@@ -33,14 +33,6 @@ _STALE_PAUSE_S: Final = 5.0
 """After that failed, older listings serve without asking for this long."""
 _SCRATCH_EXPIRY_NS: Final = 30_000_000_000
 _SCRATCH_WAIT_S: Final = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Answer to a lookup.  inode None: no such name; is_exact: the kernel may remember that until told otherwise."""
-
-    inode: Inode | None
-    is_exact: bool
 
 
 class FileSystem:
@@ -77,8 +69,8 @@ class FileSystem:
         with self._reader.begin() as txn:
             return self._reader.totals(txn)
 
-    async def lookup(self, parent: int, name: bytes) -> Found:
-        """Find a name, listing the directory or asking for the one name if need be.  Checkpoint."""
+    async def lookup(self, parent: int, name: bytes) -> Inode | None:
+        """Return what a name leads to, listing the directory or asking for the one name if need be.  Checkpoint."""
         await trio.lowlevel.checkpoint()
         directory = self._directory(parent)
         self._freshness.note_used(parent)
@@ -88,9 +80,7 @@ class FileSystem:
             await self._freshen(directory)
             with self._reader.begin() as txn:
                 ino = self._reader.child(txn, parent, name)
-        if ino is None:
-            return Found(None, is_exact=self._directory(parent).is_listed)
-        return Found(self.inode(ino), is_exact=True)
+        return None if ino is None else self.inode(ino)
 
     async def make_listed(self, ino: int) -> None:
         """Make a directory's listing present and fresh.  Checkpoint."""
@@ -105,16 +95,16 @@ class FileSystem:
     async def invalidate(self, ino: int) -> None:
         """List a directory again now, whatever its age, and tell the kernel what changed.  Checkpoint."""
         self._directory(ino)
-        await self._listings.refresh(ino)
+        await self._listings.refresh_anew(ino)
 
     async def prepare_read(self, verb: Verb, ino: int, offset: int, length: int) -> bytes:
         """Do what a front asks for before it answers a READ; return the packed outcome.  Checkpoint."""
-        if verb is Verb.REFILL:
-            await self._fills.discard_damaged(ino, offset, length)
         if verb is not Verb.DIRECT:
             try:
+                if verb is Verb.REFILL:
+                    await self._fills.discard_damaged(ino, offset, length)
                 await self._fills.ensure(ino, offset, length)
-            except CacheFullError as error:
+            except (CacheFullError, DatabaseError) as error:
                 log.debug("reading through ino=%d offset=%d: %s", ino, offset, error)
             else:
                 return DONE.pack(Outcome.READY, 0, 0, 0)

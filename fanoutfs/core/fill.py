@@ -22,17 +22,23 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-import lmdb
 import trio
 
 from fanoutfs.backend.base import Backend
 from fanoutfs.cache.blocks import find_torn_blocks, missing_blocks, store_blocks
 from fanoutfs.cache.files import CacheFiles
-from fanoutfs.cache.small import SmallStore
+from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission, Ticket
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
-from fanoutfs.errors import CacheFullError, DeadlineError, FanoutError, InvariantError, StaleInodeError
+from fanoutfs.errors import (
+    CacheFullError,
+    DatabaseError,
+    DeadlineError,
+    FanoutError,
+    InvariantError,
+    StaleInodeError,
+)
 from fanoutfs.index.format import Inode
 from fanoutfs.index.operations import DropBlocks, PutBlocks
 from fanoutfs.index.reader import IndexReader
@@ -282,7 +288,7 @@ class Fills:
             data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
             try:
                 stored = await self._small.put(inode.ino, data)
-            except lmdb.Error as error:
+            except DatabaseError as error:
                 self._space.note_disk_error(error)
                 stored = False
         if not stored:
@@ -307,7 +313,7 @@ class Fills:
                     fetch_and_store, limiter=self._threads, abandon_on_cancel=True
                 )
                 known = await self._writer.run(PutBlocks(inode.ino, part, checksums).apply)
-            except (OSError, lmdb.Error) as error:
+            except (OSError, DatabaseError) as error:
                 self._space.note_disk_error(error)
                 raise CacheFullError(f"cannot write to the cache: {error}") from error
         if not fill.is_demand:

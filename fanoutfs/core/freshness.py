@@ -15,7 +15,7 @@ import trio
 
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
-from fanoutfs.errors import FanoutError
+from fanoutfs.errors import FanoutError, StaleInodeError
 from fanoutfs.index.reader import IndexReader
 
 log = logging.getLogger(__name__)
@@ -99,6 +99,8 @@ class Freshness:
         async with limiter:
             try:
                 await self._listings.refresh(ino)
+            except StaleInodeError:
+                self._active.discard(ino)  # the directory is gone
             except FanoutError as error:
                 log.warning("background listing failed ino=%d: %s", ino, error)
                 self._failed_until[ino] = trio.current_time() + max(self._ttl_s, 1.0)

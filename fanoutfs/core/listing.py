@@ -5,6 +5,7 @@ waits for it.  Pages are entered as they arrive.  A name in a directory whose fi
 asked for by itself (HEAD and a one-key LIST), so that one file in a directory of a million is not kept waiting.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from functools import partial
@@ -14,11 +15,12 @@ import trio
 
 from fanoutfs.backend.base import Backend
 from fanoutfs.clock import Clock
+from fanoutfs.core.grace import Grace
 from fanoutfs.core.notify import Notifier
 from fanoutfs.errors import DeadlineError, FanoutError, InvariantError, ObjectMissingError, StaleInodeError
 from fanoutfs.index.format import Inode, Ownership
 from fanoutfs.index.names import child_name
-from fanoutfs.index.operations import ApplyChildren, Change, Child, FinishListing
+from fanoutfs.index.operations import ApplyChildren, Change, ChangeKind, Child, FinishListing
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
@@ -53,6 +55,7 @@ class Listings:
         reader: IndexReader,
         writer: GroupWriter[IndexTransaction],
         notifier: Notifier,
+        grace: Grace,
         ownership: Ownership,
         clock: Clock,
         op_timeout_s: float,
@@ -64,6 +67,7 @@ class Listings:
         self._reader = reader
         self._writer = writer
         self._notifier = notifier
+        self._grace = grace
         self._ownership = ownership
         self._clock = clock
         self._op_timeout_s = op_timeout_s
@@ -92,6 +96,16 @@ class Listings:
                 raise DeadlineError(f"no answer to a listing within {self._op_timeout_s:g} s")
         if listing.error is not None:
             raise listing.error
+
+    async def refresh_anew(self, ino: int) -> None:
+        """List the directory once more, beginning not before now: for a caller who knows that it changed.  Checkpoint.
+
+        Raises as `refresh`.
+        """
+        if ino in self._under_way:  # it may be past what changed
+            with contextlib.suppress(FanoutError):
+                await self.refresh(ino)
+        await self.refresh(ino)
 
     async def find(self, parent: int, name: bytes) -> int | None:
         """Return the inode of one name in a directory that was never listed, and start listing it.  Checkpoint.
@@ -123,7 +137,8 @@ class Listings:
     def _directory(self, ino: int) -> Inode:
         with self._reader.begin() as txn:
             inode = self._reader.inode(txn, ino)
-        if inode is None or not inode.is_dir:
+            is_gone = self._reader.is_orphan(txn, ino)
+        if inode is None or not inode.is_dir or is_gone:
             raise StaleInodeError(f"inode {ino} is not a directory in the index")
         return inode
 
@@ -173,8 +188,9 @@ class Listings:
                 ApplyChildren(ino, tuple(children), self._ownership, started_ns).apply
             )
             deferred += new_deferred
-            if was_known or directory.is_listed:
-                changes += new_changes
+            # In a first listing an added name is news to nobody; a point lookup may have shown the others.
+            is_first = not was_known and not directory.is_listed
+            changes += [change for change in new_changes if not is_first or change.kind is not ChangeKind.ADDED]
             listing.first_page.set()
             listing.progress.set()
             listing.progress = trio.Event()
@@ -195,9 +211,15 @@ class Listings:
         await self._publish(changes + last_changes)
 
     async def _publish(self, changes: list[Change]) -> None:
+        """Tell the kernel what changed.  Checkpoint.
+
+        A front may still be answering from the state before the commit: only after a grace period is every later
+        answer new, and the kernel's last word on a name the right one.
+        """
         if not changes:
             return
-        switched = sum(change.kind.name == "REPLACED" for change in changes)
+        await self._grace.wait()
+        switched = sum(change.kind is ChangeKind.REPLACED for change in changes)
         bump(self._row, Count.VERSION_SWITCHES, switched)
         await self._notifier.publish(changes)
 
@@ -220,7 +242,7 @@ class Listings:
             children.append(Child(name, key, info.version))
         apply = ApplyChildren(parent, tuple(children), self._ownership, self._clock.wall_ns())
         changes, _deferred = await self._writer.run(apply.apply)
-        await self._publish([change for change in changes if change.kind.name != "ADDED"])
+        await self._publish([change for change in changes if change.kind is not ChangeKind.ADDED])
 
     def _has_below(self, prefix: str) -> bool:
         return any(page.objects or page.prefixes for page in self._backend.list(prefix, limit=1))

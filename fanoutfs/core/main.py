@@ -171,6 +171,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             reader=reader,
             writer=writer,
             notifier=notifier,
+            grace=grace,
             ownership=task.ownership,
             clock=clock,
             op_timeout_s=config.op_timeout,

@@ -69,14 +69,11 @@ class Operations(pyfuse3.Operations):
     @_guarded
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         found = await self._filesystem.lookup(parent_inode, name)
-        if found.inode is not None:
-            return entry_attributes(found.inode, self._entry_timeout_s)
-        if not found.is_exact:
+        if found is None:
+            # Not a negative entry, which the kernel would remember: a listing that finds the name may be committed
+            # while this answer is still on its way.  Fronts, for which grace periods hold, answer those.
             raise pyfuse3.FUSEError(errno.ENOENT)
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = 0  # a negative entry: the kernel remembers the absence
-        entry.entry_timeout = self._entry_timeout_s
-        return entry
+        return entry_attributes(found, self._entry_timeout_s)
 
     @_guarded
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

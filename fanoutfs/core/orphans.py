@@ -9,16 +9,18 @@ Order, so that no front hands out what is being freed:
   2. the kernel says that it does not hold the inode                4. the bytes go
 """
 
+import logging
 from typing import Final
 
 import trio
 
 from fanoutfs.cache.files import CacheFiles
-from fanoutfs.cache.small import SmallStore
+from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.clock import Clock
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.errors import DatabaseError
 from fanoutfs.index.format import INO_KEY, U64
 from fanoutfs.index.operations import FreeOrphans
 from fanoutfs.index.store import IndexEnvironment
@@ -26,6 +28,8 @@ from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
+
+log = logging.getLogger(__name__)
 
 _PERIOD_S: Final = 5.0
 _MIN_AGE_NS: Final = 5_000_000_000
@@ -62,7 +66,10 @@ class OrphanReaper:
     async def run(self) -> None:
         """Free orphans for ever."""
         while True:
-            await self.sweep(_MIN_AGE_NS)
+            try:
+                await self.sweep(_MIN_AGE_NS)
+            except DatabaseError as error:
+                log.warning("orphans stay for now: %s", error)
             await trio.sleep(_PERIOD_S)
 
     async def sweep(self, min_age_ns: int) -> int:

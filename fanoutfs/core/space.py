@@ -13,39 +13,33 @@ A fill of a part that is being evicted waits until the hole is punched.
 
 import logging
 import os
-import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
-import lmdb
 import trio
 
 from fanoutfs.cache.files import CacheFiles, punch_hole
-from fanoutfs.cache.small import SmallStore
+from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.grace import Grace
-from fanoutfs.errors import CacheFullError
-from fanoutfs.index.format import PART_KEY
+from fanoutfs.errors import CacheFullError, DatabaseError
 from fanoutfs.index.operations import DropBlocks
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.victims import PartId, choose_parts
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
-from fanoutfs.records import MIB, PART_BYTES
+from fanoutfs.records import PART_BYTES
 
 log = logging.getLogger(__name__)
-
-PartId = tuple[int, int]
-"""(inode, index of the part)."""
 
 _BATCH_SHARE: Final = 64
 """An eviction frees at least one 64th of the cap, so that one grace period serves many parts."""
 _RECENT_PARTS: Final = 32
 """Parts filled last are spared: read-ahead must not be evicted before its reader arrives."""
-_TRIES: Final = 256
 _DISK_PAUSE_S: Final = 5.0
 """After the disk refused a write, read through for this long before trying again."""
 
@@ -76,6 +70,7 @@ class Space:
         self._grace = grace
         self._row = row
         self._reserved_bytes = 0
+        self._punching_bytes = 0
         self._evicting: dict[PartId, trio.Event] = {}
         self._recent: OrderedDict[PartId, None] = OrderedDict()
         self._writing: dict[PartId, int] = {}
@@ -138,8 +133,11 @@ class Space:
                 del self._writing[part]
 
     def _excess_bytes(self) -> int:
-        """Return how much must go before the reserved bytes may be written."""
-        over_cap = self.used_bytes() + self._reserved_bytes - self._cap_bytes
+        """Return how much must go before the reserved bytes may be written.
+
+        What was unpublished a moment ago occupies the disk until its hole is punched.
+        """
+        over_cap = self.used_bytes() + self._punching_bytes + self._reserved_bytes - self._cap_bytes
         under_floor = self._floor_bytes + self._reserved_bytes - self._files.free_bytes()
         return max(over_cap, under_floor)
 
@@ -154,15 +152,20 @@ class Space:
                 return
             if excess > self.large_bytes():
                 raise CacheFullError("nothing left to evict")
-            await self._evict(max(excess, self._cap_bytes // _BATCH_SHARE))
+            try:
+                await self._evict(max(excess, self._cap_bytes // _BATCH_SHARE))
+            except DatabaseError as error:
+                self.note_disk_error(error)
+                raise CacheFullError(f"cannot evict: {error}") from error
             if self._excess_bytes() > 0:
                 raise CacheFullError("no part can be evicted now")
 
     async def _evict(self, wanted_bytes: int) -> None:
-        """Evict random parts until about this much is free, or none can be found."""
-        victims = self._choose(wanted_bytes)
+        """Evict random parts until this much is free, or no more can be found."""
+        victims = choose_parts(self._environment, wanted_bytes, self._is_spared)
         for key in victims:
             self._evicting[key] = trio.Event()
+        self._punching_bytes = sum(victims.values())
         try:
             freed = 0
             for ino, part in victims:
@@ -172,46 +175,13 @@ class Space:
             await trio.to_thread.run_sync(partial(_punch, descriptors))
             bump(self._row, Count.EVICTED_BYTES, freed)
         finally:
+            self._punching_bytes = 0
             for key in victims:
                 self._evicting.pop(key).set()
 
-    def _choose(self, wanted_bytes: int) -> list[PartId]:
-        chosen: dict[PartId, None] = {}
-        found_bytes = 0
-        with self._environment.env.begin() as txn, txn.cursor(db=self._environment.blocks) as cursor:
-            for _try in range(_TRIES + 2 * wanted_bytes // MIB):
-                if found_bytes >= wanted_bytes:
-                    break
-                key = random_part(cursor)
-                if key is None:
-                    break
-                if key in chosen or key in self._recent or key in self._writing:
-                    continue
-                chosen[key] = None
-                found_bytes += PART_BYTES
-        return list(chosen)
-
-
-def random_part(cursor: lmdb.Cursor) -> PartId | None:
-    """Return (inode, part) of some record of the block map, each file and each part about equally likely.
-
-    Logarithmic in the size of the map: a random inode between the first and the last, then a random part of the file
-    found there.
-    """
-    if not cursor.first():
-        return None
-    low = PART_KEY.unpack(cursor.key())[0]
-    cursor.last()
-    high = PART_KEY.unpack(cursor.key())[0]
-    if not cursor.set_range(PART_KEY.pack(random.randint(low, high), 0)):  # noqa: S311 - not a secret
-        cursor.last()
-    ino = PART_KEY.unpack(cursor.key())[0]
-    step: Callable[[], bool] = cursor.prev if cursor.set_range(PART_KEY.pack(ino + 1, 0)) else cursor.last
-    step()
-    last_part = PART_KEY.unpack(cursor.key())[1]
-    cursor.set_range(PART_KEY.pack(ino, random.randint(0, last_part)))  # noqa: S311 - not a secret
-    found_ino, found_part = PART_KEY.unpack(cursor.key())
-    return found_ino, found_part
+    def _is_spared(self, part: PartId) -> bool:
+        """Tell whether a part must stay: it is being written, or was a moment ago."""
+        return part in self._recent or part in self._writing
 
 
 def _punch(parts: list[tuple[int, int]]) -> None:

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from fanoutfs.cache.small import SmallStore
+from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.filesystem import FileSystem

@@ -15,6 +15,7 @@ from fanoutfs.cache.small import SmallMismatchError, SmallReader
 from fanoutfs.front.kernel import KernelChannel
 from fanoutfs.front.relay import Answer, Relay, Relayed, with_unique
 from fanoutfs.index.format import FLAG_LISTED, FLAG_SMALL, INODE_TAIL
+from fanoutfs.index.names import NAME_MAX_BYTES
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.catalog import ANSWERED_BASE, Count
 from fanoutfs.observe.shared import SharedState
@@ -83,6 +84,9 @@ class Handlers:
 
     def lookup(self, unique: int, nodeid: int, body: memoryview) -> None:
         name = bytes(body[:-1])  # the kernel sends the NUL
+        if len(name) > NAME_MAX_BYTES:  # the kernel's own limit is 4095, LMDB's keys end at 511
+            self._fail(Opcode.LOOKUP, unique, errno.ENAMETOOLONG)
+            return
         with self._index.begin() as txn:
             directory = self._index.inode_value(txn, nodeid)
             if directory is None or not self._is_fresh(directory):
@@ -263,7 +267,7 @@ class Handlers:
         if answer.error:
             self._kernel.error(request.unique, answer.error)
         elif request.opcode == Opcode.LOOKUP:
-            self._kernel.forward(request.unique, with_unique(answer.packet, request.unique))
+            self._finish_lookup(answer)
         elif request.opcode == Opcode.READ:
             outcome, slot, length, mark = DONE.unpack_from(answer.packet, OUT_HEADER_SIZE)
             if outcome == Outcome.SCRATCH:
@@ -273,6 +277,17 @@ class Handlers:
         else:
             opcode = Opcode(request.opcode)
             self._list(opcode, request.unique, request.nodeid, request.offset, request.size, request.tries + 1)
+
+    def _finish_lookup(self, answer: Answer) -> None:
+        """Pass on an entry the core found, but as one to ask for again if it was replaced since."""
+        packet = with_unique(answer.packet, answer.request.unique)
+        ino = ENTRY_OUT_HEAD.unpack_from(packet, OUT_HEADER_SIZE)[0]
+        with self._index.begin() as txn:
+            is_orphan = self._index.is_orphan(txn, ino)
+        if is_orphan:
+            # The notification about it may have overtaken this answer, and would not come again.
+            ENTRY_OUT_HEAD.pack_into(packet, OUT_HEADER_SIZE, ino, 0, 0, FOREVER_S, 0, 0)
+        self._kernel.forward(answer.request.unique, packet)
 
     def _deliver_scratch(self, request: Relayed, slot: int, length: int, mark: int) -> None:
         data = bytes(self._shared.scratch(slot)[:length])

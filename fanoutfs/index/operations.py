@@ -132,8 +132,8 @@ class ApplyChildren:
     def apply(self, txn: IndexTransaction) -> tuple[list[Change], list[Child]]:
         changes: list[Change] = []
         deferred: list[Child] = []
-        if txn.inode(self.parent) is None:
-            return changes, deferred  # freed meanwhile
+        if txn.inode(self.parent) is None or txn.is_orphan(self.parent):
+            return changes, deferred  # freed meanwhile, or nothing below it can be reached or counted any more
         for child in self.children:
             known = txn.entry(self.parent, child.name)
             if known is None:
@@ -180,7 +180,7 @@ class FinishListing:
         directory = txn.inode(self.parent)
         changes: list[Change] = []
         hidden = 0
-        if directory is None or not directory.is_dir:
+        if directory is None or not directory.is_dir or txn.is_orphan(self.parent):
             return changes, hidden
         if self.seen_files is not None:
             for name, ino, _dtype in txn.entries(self.parent):
@@ -194,8 +194,11 @@ class FinishListing:
             known = txn.entry(self.parent, child.name)
             if known is not None:
                 _remove(txn, self.parent, child.name, known[0], self.listed_at_ns)
+            ino = _add(txn, self.parent, child, self.ownership, self.listed_at_ns)
+            if known is None:
+                changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
+            else:
                 changes.append(Change(ChangeKind.REPLACED, self.parent, child.name, known[0]))
-            _add(txn, self.parent, child, self.ownership, self.listed_at_ns)
         mtime_ns = directory.version.mtime_ns
         if not directory.is_listed:
             mtime_ns = self.newest_mtime_ns or mtime_ns

@@ -45,6 +45,10 @@ class IndexReader:
                 yield key[8:], ino, dtype
                 found = cursor.next()
 
+    def is_orphan(self, txn: lmdb.Transaction, ino: int) -> bool:
+        """Tell whether no name leads to this inode any more."""
+        return txn.get(INO_KEY.pack(ino), db=self._db.orphans) is not None
+
     def part_value(self, txn: lmdb.Transaction, ino: int, part: int) -> memoryview | bytes | None:
         """Return the raw block map of one part of a file."""
         return txn.get(PART_KEY.pack(ino, part), db=self._db.blocks)

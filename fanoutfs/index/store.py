@@ -26,6 +26,7 @@ class IndexEnvironment:
             os.fspath(directory / FILE_NAME),
             map_size=MAP_BYTES,
             subdir=False,
+            mode=0o600,
             readonly=not writable,
             metasync=False,
             readahead=False,

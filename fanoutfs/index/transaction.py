@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import lmdb
 
+from fanoutfs.errors import DatabaseError
 from fanoutfs.index.format import (
     DT_DIR,
     DT_REG,
@@ -127,6 +128,10 @@ class IndexTransaction:
         """Note that no name leads to this inode any more."""
         self._txn.put(INO_KEY.pack(ino), U64.pack(now_ns), db=self._db.orphans)
 
+    def is_orphan(self, ino: int) -> bool:
+        """Tell whether no name leads to this inode any more."""
+        return self._txn.get(INO_KEY.pack(ino), db=self._db.orphans) is not None
+
     def delete_orphan(self, ino: int) -> None:
         """Forget an orphan."""
         self._txn.delete(INO_KEY.pack(ino), db=self._db.orphans)
@@ -163,6 +168,9 @@ class IndexTransaction:
 
 @contextlib.contextmanager
 def write_transaction(environment: IndexEnvironment) -> Iterator[IndexTransaction]:
-    """Begin a write transaction; commit it on success, abort it on an exception."""
-    with environment.env.begin(write=True) as txn:
-        yield IndexTransaction(environment, txn)
+    """Begin a write transaction; commit it on success, abort it on an exception.  Raises DatabaseError."""
+    try:
+        with environment.env.begin(write=True) as txn:
+            yield IndexTransaction(environment, txn)
+    except lmdb.Error as error:
+        raise DatabaseError(f"the index refused a change: {error}") from error

@@ -33,7 +33,7 @@ BODY = bytes(range(256)) * 40
 
 @dataclass
 class Place:
-    """A backend under test and the way around it to its objects.  Keys given to put and delete are relative to prefix."""
+    """A backend under test and the way around it to its objects; put and delete take keys relative to prefix."""
 
     backend: Backend
     prefix: str

@@ -2,8 +2,8 @@
 
     python -m tests.support.proxy --listen 0 --upstream 127.0.0.1:8333 --latency-ms 20 --log requests.jsonl
 
-prints one JSON line {"port": ..., "control_port": ...} when ready.  It is steered over the control port (JSON lines; see
-`_Control` and proxy_client.py).  Only the standard library, so that benchmarks may use it.
+prints one JSON line {"port": ..., "control_port": ...} when ready.  It is steered over the control port: JSON lines,
+see `Proxy.command` and proxy_client.py.  Only the standard library, so that benchmarks may use it.
 
 How it works: a thread per client connection with one upstream connection of its own.  Heads are read and parsed in
 Python, requests are passed on unchanged (Range is signed), bodies go through splice(2) from socket to socket.  Latency
@@ -15,6 +15,7 @@ body_bytes (of the answer, sent to the client), fault, seconds.  "settle" on the
 
 import argparse
 import ctypes
+import fcntl
 import json
 import os
 import signal
@@ -62,7 +63,7 @@ class Fault:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-class _HangUp(Exception):
+class _HangUpError(Exception):
     """The connection to the client is over."""
 
 
@@ -80,11 +81,11 @@ class _Wire:
             more = self.sock.recv(65536)
             if not more:
                 if data:
-                    raise _HangUp
+                    raise _HangUpError
                 return b""
             data += more
             if len(data) > _HEAD_LIMIT and b"\r\n\r\n" not in data:
-                raise _HangUp
+                raise _HangUpError
         head, _, self.ahead = data.partition(b"\r\n\r\n")
         return head + b"\r\n\r\n"
 
@@ -98,7 +99,7 @@ class _Wire:
         while b"\r\n" not in self.ahead:
             more = self.sock.recv(65536)
             if not more:
-                raise _HangUp
+                raise _HangUpError
             self.ahead += more
         line, _, self.ahead = self.ahead.partition(b"\r\n")
         return line + b"\r\n"
@@ -115,8 +116,6 @@ class _Pipe:
 
     def move(self, source: socket.socket, target: socket.socket, count: int) -> int:
         """Move up to `count` bytes; return how many, 0 at end of file."""
-        import fcntl
-
         if self._ends is None:
             self._ends = os.pipe()
             fcntl.fcntl(self._ends[1], _F_SETPIPE_SZ, CHUNK_BYTES)
@@ -216,7 +215,7 @@ class _Connection:
         try:
             while self._serve_one():
                 pass
-        except (OSError, _HangUp):
+        except (OSError, _HangUpError):
             pass
         finally:
             self._client.close()
@@ -294,7 +293,7 @@ class _Connection:
                 answer = self._server.read_head()
                 while answer.startswith(b"HTTP/1.1 1"):
                     answer = self._server.read_head()
-            except (ConnectionError, _HangUp):
+            except (ConnectionError, _HangUpError):
                 answer = b""
             if answer:
                 return answer
@@ -302,7 +301,7 @@ class _Connection:
             self._server = None
             # An idle upstream connection may have been closed just now; a sent body is gone.
             if is_fresh or has_body:
-                raise _HangUp
+                raise _HangUpError
 
     def _relay(
         self,
@@ -349,7 +348,7 @@ class _Connection:
             if kind == "stall":
                 self._stall()
             if kind in ("short", "short_length"):
-                raise _HangUp
+                raise _HangUpError
         if headers.get("connection", "").lower() == "close":
             self._server.close()
             self._server = None
@@ -366,7 +365,7 @@ class _Connection:
             else:
                 moved = self._pipe.move(source.sock, target.sock, left)
             if moved == 0:
-                raise _HangUp
+                raise _HangUpError
             left -= moved
             if record is not None:
                 record["body_bytes"] += moved
@@ -396,7 +395,7 @@ class _Connection:
         while left > 0:
             data = self._client.read_some(left)
             if not data:
-                raise _HangUp
+                raise _HangUpError
             left -= len(data)
 
     def _send_status(self, options: dict[str, Any], method: str, record: dict[str, Any]) -> bool:
@@ -413,7 +412,7 @@ class _Connection:
         # Until the client gives up; it sends nothing more on this connection.
         while self._client.sock.recv(65536):
             pass
-        raise _HangUp
+        raise _HangUpError
 
 
 def _parse(head: bytes) -> tuple[str, dict[str, str]]:
@@ -433,7 +432,7 @@ def _with_header(head: bytes, name: str, value: str) -> bytes:
 def _reset(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
-    raise _HangUp
+    raise _HangUpError
 
 
 def _serve_control(proxy: Proxy, listener: socket.socket) -> None:

@@ -1,0 +1,116 @@
+"""The writing side of the small-file store: admit, drop, evict.  Core only; see `small` for the format and the readers.
+
+Apart from `small` because a front must not load trio, which the group writer needs.
+"""
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import lmdb
+import xxhash
+
+from fanoutfs.cache.small import CHECKSUM, MIN_MAP_BYTES, SmallMismatchError, SmallReader, open_small
+from fanoutfs.errors import DatabaseError
+from fanoutfs.index.format import INO_KEY
+from fanoutfs.index.writer import GroupWriter
+
+_EVICT_SHARE: Final = 16
+"""A full store gives up one sixteenth at a time, so that a commit serves many evictions."""
+
+
+class _StoreFullError(DatabaseError):
+    """The map has no free page."""
+
+
+class SmallStore:
+    """The core's side: admits, drops and evicts contents."""
+
+    def __init__(self, volume: Path, map_bytes: int) -> None:
+        self._env = open_small(volume, map_bytes, writable=True)
+        # LMDB needs free pages to delete, and reuses the pages of deleted values one commit later.
+        self._soft_bytes = max(MIN_MAP_BYTES, map_bytes) // 8 * 7
+        self.evicted = 0
+        """Contents evicted so far.  Written by the writer thread only."""
+        self._writer: GroupWriter[lmdb.Transaction] = GroupWriter("small-writer", self._transaction)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[lmdb.Transaction]:
+        try:
+            with self._env.begin(write=True) as txn:
+                yield txn
+        except lmdb.MapFullError as error:
+            raise _StoreFullError("the small-file store is full") from error
+        except lmdb.Error as error:
+            raise DatabaseError(f"the small-file store refused a change: {error}") from error
+
+    def has(self, ino: int) -> bool:
+        """Tell whether a content is stored (its checksum is not looked at)."""
+        with self._env.begin(buffers=True) as txn:
+            return txn.get(INO_KEY.pack(ino)) is not None
+
+    def is_intact(self, ino: int) -> bool:
+        """Tell whether a content is stored and has its checksum."""
+        with self._env.begin(buffers=True) as txn:
+            try:
+                return SmallReader.get(txn, ino) is not None
+            except SmallMismatchError:
+                return False
+
+    async def put(self, ino: int, content: memoryview) -> bool:
+        """Store a content; False when there is no room even after evicting.  Checkpoint.  Raises DatabaseError."""
+        value = CHECKSUM.pack(xxhash.xxh3_64_intdigest(content)) + content
+        try:
+            return await self._writer.run(lambda txn: self._put(txn, ino, value))
+        except _StoreFullError:
+            return False
+
+    def _put(self, txn: lmdb.Transaction, ino: int, value: bytes) -> bool:
+        if len(value) > self._soft_bytes // _EVICT_SHARE:
+            return False
+        stat = txn.stat()
+        pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        if pages * stat["psize"] + len(value) > self._soft_bytes:
+            self.evicted += _evict_some(txn)
+        return bool(txn.put(INO_KEY.pack(ino), value))
+
+    async def drop(self, ino: int) -> None:
+        """Remove a content.  Checkpoint.  Raises DatabaseError."""
+        await self._writer.run(lambda txn: txn.delete(INO_KEY.pack(ino)))
+
+    def file_bytes(self) -> int:
+        """Return what the file occupies on disk."""
+        return os.stat(self._env.path()).st_blocks * 512
+
+    def close(self) -> None:
+        """Commit, sync and close.  Blocks."""
+        self._writer.stop()
+        self._env.sync(True)
+        self._env.close()
+
+
+def _evict_some(txn: lmdb.Transaction) -> int:
+    """Delete contents from random places and return how many.
+
+    Random choice is the simplest policy that survives scans: repeated passes over more than fits keep a share.
+    """
+    entries = txn.stat()["entries"]
+    wanted = max(1, entries // _EVICT_SHARE)
+    deleted = 0
+    with txn.cursor() as cursor:
+        while deleted < wanted and cursor.first():
+            low = INO_KEY.unpack(bytes(cursor.key()))[0]
+            cursor.last()
+            high = INO_KEY.unpack(bytes(cursor.key()))[0]
+            if not cursor.set_range(INO_KEY.pack(random.randint(low, high))):  # noqa: S311 - not a secret
+                cursor.first()
+            for _step in range(min(16, wanted - deleted)):
+                if not cursor.delete():
+                    break
+                deleted += 1
+                if not cursor.key():
+                    break
+    return deleted

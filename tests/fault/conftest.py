@@ -1,0 +1,135 @@
+"""Fixtures of the fault tests, and the check after each of them that nothing was left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from fanoutfs.config.schema import control_socket
+from fanoutfs.keeper.mountinfo import read_mounts
+from tests.fault.children import Children
+from tests.support.mounts import Mount, mounted, wait_until
+
+Mounter = Callable[..., Mount]
+
+
+@pytest.fixture
+def children() -> Iterator[Children]:
+    """Forked readers, killed at the end."""
+    running = Children()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def mount_of(children: Children) -> Iterator[Mounter]:
+    """A function that mounts (`mounted` of tests.support); unmounted and checked for leftovers at the end.
+
+    depends on `children` so that no reader keeps a mount busy.
+    """
+    mounts: list[Mount] = []
+    with contextlib.ExitStack() as stack:
+
+        def mount_it(
+            source: str, *options: str, env: Mapping[str, str] | None = None, endpoint: str = "", start: bool = True
+        ) -> Mount:
+            extra = ("--endpoint-url", endpoint) if endpoint else ()
+            mount = stack.enter_context(mounted(source, *extra, *options, env=env, start=start))
+            mounts.append(mount)
+            return mount
+
+        try:
+            yield mount_it
+        finally:
+            children.end()
+    check_nothing_left([mount.path.parent for mount in mounts], [mount.path for mount in mounts])
+
+
+@pytest.fixture
+def patched_mount(children: Children) -> Iterator[Mounter]:
+    """A function that mounts with a daemon changed by functions of tests.fault.patches (`patches=`, comma separated)."""
+    mounts: list[Mount] = []
+    processes: list[subprocess.Popen[bytes]] = []
+    with contextlib.ExitStack() as stack:
+
+        def mount_it(
+            source: str, *options: str, patches: str, env: Mapping[str, str] | None = None, endpoint: str = ""
+        ) -> Mount:
+            extra = ("--endpoint-url", endpoint) if endpoint else ()
+            mount = stack.enter_context(mounted(source, *extra, *options, env=env, start=False))
+            mounts.append(mount)
+            log = mount.path.parent / "log"
+            with log.open("wb") as stream:
+                process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-m", "tests.fault.patches", patches, "mount", source, str(mount.path)),
+                        *("--cache-dir", str(mount.cache), "--foreground", *extra, *options),
+                    ],
+                    env={**os.environ, "FAULT_DIRECTORY": str(mount.path.parent), **(env or {})},
+                    stdin=subprocess.DEVNULL,
+                    stdout=stream,
+                    stderr=stream,
+                    cwd=Path(__file__).resolve().parents[2],
+                )
+            processes.append(process)
+            stack.callback(_end, process)
+
+            def answers() -> bool:
+                assert process.poll() is None, log.read_text()
+                try:
+                    return bool(mount.status())
+                except Exception:
+                    return False
+
+            wait_until(answers, "the patched daemon answers")
+            return mount
+
+        try:
+            yield mount_it
+        finally:
+            children.end()
+            for process in processes:
+                _end(process)
+    check_nothing_left([mount.path.parent for mount in mounts], [mount.path for mount in mounts])
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a foreground keeper in order; its log explains what went wrong."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            pytest.fail("the keeper did not end within 20 s of SIGTERM")
+
+
+def check_nothing_left(bases: list[Path], mountpoints: list[Path]) -> None:
+    """Fail when a process, mount, socket or loop device of these places is left."""
+    for base in bases:
+        mounts = [info.mountpoint for info in read_mounts() if info.mountpoint.is_relative_to(base)]
+        assert not mounts, f"still mounted: {mounts}"
+        wait_until(lambda base=base: not processes_of(base), f"no process of {base} is left")
+        for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+            assert not backing.read_text().startswith(str(base)), f"loop device left: {backing}"
+    for mountpoint in mountpoints:
+        assert not control_socket(mountpoint).exists(), f"socket left: {control_socket(mountpoint)}"
+
+
+def processes_of(base: Path) -> list[int]:
+    """Return the processes with this directory in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes()
+                if os.fsencode(base) in words and b"Z (zombie)" not in (entry / "status").read_bytes():
+                    found.append(int(entry.name))
+    return found
