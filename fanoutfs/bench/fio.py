@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -41,7 +42,7 @@ def measure(lab: Lab, report: Report, options: argparse.Namespace) -> None:
         report.check("fio jobs verify", None, f"not run: {error}")
         return
     with stage(f"fio: writing 4 files of {options.fio_mib} MiB and putting them into the bucket"):
-        _lay_out(lab.source, options.fio_mib)
+        lay_out(lab.source, options.fio_mib)
         upload(lab.source, [name for name in walk(lab.source) if name.parts[0] in (GOOD, *CONTROLS)], lab.bucket)
     with start_peers(make_peers(options, lab, PEER_NAMES, is_watched=False)) as (places, reasons):
         for job in JOBS:
@@ -84,7 +85,7 @@ def run_job(job: str, directory: Path, size_mib: int, deadline_s: float) -> floa
             done = subprocess.run(
                 [*arguments, str(file)],
                 env=os.environ | {"FIO_SIZE": str(size_mib * MIB)},
-                cwd=file.parent,
+                cwd=tempfile.gettempdir(),  # fio may leave files where it runs
                 capture_output=True,
                 text=True,
                 check=False,
@@ -110,7 +111,8 @@ def _first_complaint(output: str, code: int) -> str:
     return f"fio ended with exit code {code}"
 
 
-def _lay_out(source: Path, size_mib: int) -> None:
+def lay_out(source: Path, size_mib: int) -> None:
+    """Write the good files and the two corrupted copies below `source`."""
     (source / GOOD).mkdir()
     run_job("layout", source / GOOD, size_mib, 600.0)
     for control in CONTROLS:

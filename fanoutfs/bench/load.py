@@ -254,7 +254,8 @@ def cold_opens(path: bytes, digests: Sequence[int], processes: int, overlap: int
 
     def work(index: int, slot: Slot) -> None:
         chunks = len(digests)
-        first, own = index * chunks // processes, max(1, chunks // processes)
+        first, end = index * chunks // processes, (index + 1) * chunks // processes
+        own = max(1, end - first)
         opens = read = 0
         fd = os.open(path, _READ)
         read += len(os.pread(fd, 64 * KIB, 0))

@@ -1,8 +1,8 @@
 """What is compared: the same files through ext4, a plain pyfuse3 pass-through, rclone, s3fs and fanoutfs.
 
 A peer's `mounted` is a context manager that yields the directory where the files are, with nothing cached by the peer
-(the page cache is the caller's business), and leaves no mount, process or file behind.  The directory lies as deep as the
-source does: a path walk costs by the component.  It raises PeerError when the
+(the page cache is the caller's business), and leaves no mount, process or file behind.  The directory lies as deep as
+the source does: a path walk costs by the component.  It raises PeerError when the
 peer cannot run here; a benchmark shows the reason instead of numbers.
 """
 
@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -233,6 +234,22 @@ def counters(mountpoint: Path) -> Counters:
     """Ask a fanoutfs mount.  Sends no message through the kernel: a control socket answers."""
     status = call(mountpoint, "status", timeout_s=30.0)
     return Counters(dict(status.get("counters", {})), sum(_reads(pid) for pid in status.get("front_pids", ())))
+
+
+def settled_counters(mountpoint: Path, deadline_s: float = 20.0) -> Counters:
+    """Return the counters once no message has come for half a second: the kernel reads ahead after a reader has ended.
+
+    After the deadline return them as they are; whoever expects no message will see some.
+    """
+    end = time.monotonic() + deadline_s
+    before = counters(mountpoint)
+    while time.monotonic() < end:
+        time.sleep(0.5)
+        after = counters(mountpoint)
+        if not after.messages_since(before):
+            return after
+        before = after
+    return before
 
 
 def _reads(pid: int) -> int:

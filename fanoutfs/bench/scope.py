@@ -125,10 +125,13 @@ def mounting(
             yield mountpoint
         finally:
             with without_interrupts():
-                unmount(mountpoint)
-                # The daemon ends by itself after an unmount; give it the time to, it may have a cache to write.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_TIMEOUT_S)
+                if is_mounted(mountpoint):
+                    unmount(mountpoint)
+                    # The daemon ends by itself after an unmount; give it the time to, it may have a cache to write.
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(STOP_TIMEOUT_S)
+                else:
+                    process.terminate()
 
 
 def wait_until_mounted(mountpoint: Path, process: subprocess.Popen[bytes], log: Path) -> None:

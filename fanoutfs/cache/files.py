@@ -67,12 +67,38 @@ class CacheFiles:
         return os.dup(self.descriptor(ino))
 
     def remove(self, ino: int) -> None:
-        """Delete the inode's file; no error when there is none."""
+        """Delete the inode's file; no error when there is none.
+
+        Truncated first: a front may keep a descriptor of it for long, and with it the disk space.
+        """
         self.forget(ino)
+        path = self.relative_path(ino)
         try:
-            os.unlink(self.relative_path(ino), dir_fd=self._root)
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._root)
+            os.ftruncate(fd, 0)
+            os.close(fd)
+            os.unlink(path, dir_fd=self._root)
         except FileNotFoundError:
             pass
+
+    def folders(self) -> list[str]:
+        """Return the names of the folders that hold files."""
+        return os.listdir(self._root)
+
+    def folder_contents(self, folder: str) -> list[tuple[int, int]]:
+        """Return (inode, bytes on disk) of the files in a folder; what is not ours is passed over.  Any thread."""
+        found = []
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._root)
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    try:
+                        found.append((int(entry.name, 16), entry.stat(follow_symlinks=False).st_blocks * 512))
+                    except (ValueError, FileNotFoundError):
+                        continue
+        finally:
+            os.close(fd)
+        return found
 
     def free_bytes(self) -> int:
         """Return what the disk under the cache still has for us."""

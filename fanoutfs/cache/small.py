@@ -28,10 +28,16 @@ CHECKSUM: Final = struct.Struct("<Q")
 MIN_MAP_BYTES: Final = 1 << 20
 
 
-def prepare(volume: Path) -> None:
-    """Delete a store that a power cut may have torn, and mark it in use.  Once, before any process opens it."""
+def prepare(volume: Path, map_bytes: int) -> None:
+    """Delete a store that a power cut may have torn or that outgrew its share, and mark it in use.
+
+    Once, before any process opens it.  LMDB files do not shrink: after the cap was lowered only a new one fits.
+    """
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     mark = volume / _BOOT_FILE
+    path = volume / FILE_NAME
+    if path.exists() and path.stat().st_blocks * 512 > max(MIN_MAP_BYTES, map_bytes):
+        remove(volume)
     if mark.exists() and mark.read_text(encoding="ascii").strip() != boot_id:
         remove(volume)
     with mark.open("w", encoding="ascii") as stream:

@@ -7,10 +7,12 @@ import contextlib
 import os
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import lmdb
+import trio
 import xxhash
 
 from fanoutfs.cache.small import CHECKSUM, MIN_MAP_BYTES, SmallMismatchError, SmallReader, open_small
@@ -20,6 +22,11 @@ from fanoutfs.index.writer import GroupWriter
 
 _EVICT_SHARE: Final = 16
 """A full store gives up one sixteenth at a time, so that a commit serves many evictions."""
+_RUN: Final = 16
+"""Neighbours evicted together: they share pages."""
+_WAY_SHARES: Final = (16, 16, 8, 8, 4, 4, 2, 2)
+"""A large content needs free pages in a row, which many tiny ones leave none of.  Then one long run of neighbours goes,
+and longer ones until it fits.  Each twice: LMDB reuses pages two transactions after they were freed."""
 
 
 class _StoreFullError(DatabaseError):
@@ -35,6 +42,7 @@ class SmallStore:
         self._soft_bytes = max(MIN_MAP_BYTES, map_bytes) // 8 * 7
         self.evicted = 0
         """Contents evicted so far.  Written by the writer thread only."""
+        self._making_way = trio.Lock()
         self._writer: GroupWriter[lmdb.Transaction] = GroupWriter("small-writer", self._transaction)
 
     @contextlib.contextmanager
@@ -63,10 +71,16 @@ class SmallStore:
     async def put(self, ino: int, content: memoryview) -> bool:
         """Store a content; False when there is no room even after evicting.  Checkpoint.  Raises DatabaseError."""
         value = CHECKSUM.pack(xxhash.xxh3_64_intdigest(content)) + content
-        try:
-            return await self._writer.run(lambda txn: self._put(txn, ino, value))
-        except _StoreFullError:
-            return False
+        put = partial(self._put, ino=ino, value=value)
+        with contextlib.suppress(_StoreFullError):
+            return await self._writer.run(put)
+        async with self._making_way:
+            for share in _WAY_SHARES:
+                # In a transaction of its own: what aborts with the put would leave the store full for ever.
+                with contextlib.suppress(_StoreFullError):
+                    await self._writer.run(partial(self._make_way, share=share))
+                    return await self._writer.run(put)
+        return False
 
     def _put(self, txn: lmdb.Transaction, ino: int, value: bytes) -> bool:
         if len(value) > self._soft_bytes // _EVICT_SHARE:
@@ -74,12 +88,19 @@ class SmallStore:
         stat = txn.stat()
         pages = stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
         if pages * stat["psize"] + len(value) > self._soft_bytes:
-            self.evicted += _evict_some(txn)
+            self.evicted += _evict(txn, _EVICT_SHARE, _RUN)
         return bool(txn.put(INO_KEY.pack(ino), value))
+
+    def _make_way(self, txn: lmdb.Transaction, share: int) -> None:
+        self.evicted += _evict(txn, share, 1 << 30)
 
     async def drop(self, ino: int) -> None:
         """Remove a content.  Checkpoint.  Raises DatabaseError."""
         await self._writer.run(lambda txn: txn.delete(INO_KEY.pack(ino)))
+
+    def release_dead_readers(self) -> None:
+        """Free the reader slots of processes that were killed."""
+        self._env.reader_check()
 
     def file_bytes(self) -> int:
         """Return what the file occupies on disk."""
@@ -92,13 +113,12 @@ class SmallStore:
         self._env.close()
 
 
-def _evict_some(txn: lmdb.Transaction) -> int:
-    """Delete contents from random places and return how many.
+def _evict(txn: lmdb.Transaction, share: int, run: int) -> int:
+    """Delete one `share`-th of the contents, in runs of neighbours from random places, and return how many.
 
     Random choice is the simplest policy that survives scans: repeated passes over more than fits keep a share.
     """
-    entries = txn.stat()["entries"]
-    wanted = max(1, entries // _EVICT_SHARE)
+    wanted = max(1, txn.stat()["entries"] // share)
     deleted = 0
     with txn.cursor() as cursor:
         while deleted < wanted and cursor.first():
@@ -107,7 +127,7 @@ def _evict_some(txn: lmdb.Transaction) -> int:
             high = INO_KEY.unpack(bytes(cursor.key()))[0]
             if not cursor.set_range(INO_KEY.pack(random.randint(low, high))):  # noqa: S311 - not a secret
                 cursor.first()
-            for _step in range(min(16, wanted - deleted)):
+            for _step in range(min(run, wanted - deleted)):
                 if not cursor.delete():
                     break
                 deleted += 1

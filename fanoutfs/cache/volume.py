@@ -58,7 +58,7 @@ def open_volume(path: Path, small_map_bytes: int, wanted: OpenVolume) -> Volume:
         (path / (FILE_NAME + "-lock")).unlink(missing_ok=True)
         _empty(path)
         environment, was_known = _open_index(path, wanted)
-    small_store.prepare(path)
+    small_store.prepare(path, small_map_bytes)
     try:
         small = SmallStore(path, small_map_bytes)
     except lmdb.Error as error:

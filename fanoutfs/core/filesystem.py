@@ -129,6 +129,8 @@ class FileSystem:
         try:
             with trio.move_on_after(_STALE_PATIENCE_S) as scope:
                 await self._listings.refresh(directory.ino)
+        except StaleInodeError:
+            pass  # no name leads to it any more: who holds it open sees it empty, as on a local disk
         except BackendError as error:
             log.warning("serving an older listing ino=%d: %s", directory.ino, error)
             self._serve_stale_until = trio.current_time() + _STALE_PAUSE_S

@@ -4,7 +4,8 @@ Core, trio thread only; what blocks (backend, disk, checksums) runs in worker th
 
 A fill covers consecutive missing blocks of one part (or a whole small file).  The first request for a block starts
 its fill in the core's nursery, every later one waits for the same fill; cancelling a waiter never cancels the fill.
-An error is shared by all who wait and is not remembered: the next request tries again.
+An error is shared by all who wait and is not remembered, save for a moment one that took the whole deadline (see
+`failures`): the next request tries again.
 
 Between looking at the index and registering a fill there is no checkpoint, and a fill leaves the table only after
 its blocks are committed: a block is always either in the index, in the table, or missing.
@@ -29,6 +30,7 @@ from fanoutfs.cache.blocks import find_torn_blocks, missing_blocks, store_blocks
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission, Ticket
+from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
 from fanoutfs.errors import (
@@ -37,7 +39,9 @@ from fanoutfs.errors import (
     DeadlineError,
     FanoutError,
     InvariantError,
+    ObjectMissingError,
     StaleInodeError,
+    VersionGoneError,
 )
 from fanoutfs.index.format import Inode
 from fanoutfs.index.operations import DropBlocks, PutBlocks
@@ -108,6 +112,7 @@ class Fills:
         self._op_timeout_s = op_timeout_s
         self._row = row
         self._table: dict[int, dict[int, Fill]] = {}
+        self._failures = RecentFailures()
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
@@ -121,10 +126,14 @@ class Fills:
         if offset >= end:
             return
         if inode.is_small:
-            waits = self._start(inode, [] if self._small.has(ino) else [0], is_demand=True)
+            missing = [] if self._small.has(ino) else [0]
         else:
             first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
-            waits = self._start(inode, self._missing(inode, first, last), is_demand=True)
+            missing = self._missing(inode, first, last)
+        if missing:
+            self._failures.check(ino)
+        waits = self._start(inode, missing, is_demand=True)
+        if not inode.is_small:
             self._fetch_ahead(inode, first, last)
         await self._wait(waits, inode)
 
@@ -147,7 +156,7 @@ class Fills:
         try:
             with trio.move_on_after(self._op_timeout_s):
                 await ticket.admitted.wait()
-                get = partial(self._backend.get_range, inode.key, offset, end, inode.version)
+                get = partial(self._get, inode, offset, end)
                 data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
                 bump(self._row, Count.READ_THROUGH_BYTES, len(data))
                 return data
@@ -244,7 +253,9 @@ class Fills:
             for fill in fills:
                 await fill.done.wait()
         if scope.cancelled_caught:
-            raise DeadlineError(f"no answer for {inode.key} within {self._op_timeout_s:g} s")
+            late = DeadlineError(f"no answer for {inode.key} within {self._op_timeout_s:g} s")
+            self._failures.note(inode.ino, late)
+            raise late
         for fill in fills:
             if fill.error is not None:
                 raise fill.error
@@ -263,6 +274,8 @@ class Fills:
             fill.error = error
         except FanoutError as error:
             fill.error = error
+            if isinstance(error, DeadlineError) and fill.is_demand:
+                self._failures.note(fill.inode.ino, error)
             bump(self._row, Count.FILLS_FAILED)
             log.warning("fill failed key=%s start=%d end=%d: %s", fill.inode.key, fill.start, fill.end, error)
         except Exception:  # a fill must not end the core; whoever waits gets EIO
@@ -274,6 +287,17 @@ class Fills:
             self._remove(fill)
             fill.done.set()
 
+    def _get(self, inode: Inode, start: int, end: int) -> memoryview:
+        """Fetch bytes of exactly the version this inode stands for.  Blocking, for worker threads."""
+        try:
+            data = self._backend.get_range(inode.key, start, end, inode.version)
+        except ObjectMissingError as error:
+            # Whoever reads has the file open: its name was there, and ENOENT is no answer to read().
+            raise VersionGoneError(f"{inode.key}: the object is gone") from error
+        if len(data) != end - start:
+            raise InvariantError(f"{inode.key} [{start}, {end}): the backend handed over {len(data)} bytes")
+        return data
+
     def _remove(self, fill: Fill) -> None:
         under_way = self._table[fill.inode.ino]
         for block in range(fill.first, fill.first + fill.count):
@@ -284,7 +308,7 @@ class Fills:
     async def _fill_small(self, fill: Fill) -> None:
         inode = fill.inode
         async with self._space.reserved(inode.size_bytes):
-            get = partial(self._backend.get_range, inode.key, 0, inode.size_bytes, inode.version)
+            get = partial(self._get, inode, 0, inode.size_bytes)
             data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
             try:
                 stored = await self._small.put(inode.ino, data)
@@ -304,7 +328,7 @@ class Fills:
 
                 def fetch_and_store() -> dict[int, int]:
                     try:
-                        data = self._backend.get_range(inode.key, fill.start, fill.end, inode.version)
+                        data = self._get(inode, fill.start, fill.end)
                         return store_blocks(fd, part, first_block, data)
                     finally:
                         os.close(fd)  # here, because a cancelled fill leaves this thread running

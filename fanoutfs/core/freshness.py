@@ -42,6 +42,7 @@ class Freshness:
         self._ttl_s = metadata_ttl_s
         self._active: set[int] = set()
         self._used: set[int] = set()
+        self._refreshing: set[int] = set()
         self._failed_until: dict[int, float] = {}
 
     @property
@@ -60,12 +61,17 @@ class Freshness:
             return
         tick_s = min(max(self._ttl_s / 4, _MIN_TICK_S), _MAX_TICK_S)
         next_epoch = trio.current_time() + epoch_s(self._ttl_s)
-        while True:
-            await trio.sleep(tick_s)
-            if trio.current_time() >= next_epoch:
-                next_epoch = trio.current_time() + epoch_s(self._ttl_s)
-                await self._begin_epoch()
-            await self._refresh_due()
+        limiter = trio.CapacityLimiter(_PARALLEL)
+        self._refreshing.clear()
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.sleep(tick_s)
+                if trio.current_time() >= next_epoch:
+                    next_epoch = trio.current_time() + epoch_s(self._ttl_s)
+                    nursery.start_soon(self._begin_epoch)
+                for ino in self._due():
+                    self._refreshing.add(ino)
+                    nursery.start_soon(self._refresh, ino, limiter)
 
     async def _begin_epoch(self) -> None:
         self._active &= self._used
@@ -74,17 +80,11 @@ class Freshness:
         if self._notifier.has_epoch:
             await self._notifier.expire_all_names()
 
-    async def _refresh_due(self) -> None:
-        limiter = trio.CapacityLimiter(_PARALLEL)
-        async with trio.open_nursery() as nursery:
-            for ino in self._due():
-                nursery.start_soon(self._refresh, ino, limiter)
-
     def _due(self) -> list[int]:
         now = trio.current_time()
         due = []
         with self._reader.begin() as txn:
-            for ino in list(self._active):
+            for ino in self._active - self._refreshing:
                 directory = self._reader.inode(txn, ino)
                 if directory is None:
                     self._active.discard(ino)
@@ -96,11 +96,11 @@ class Freshness:
         return due
 
     async def _refresh(self, ino: int, limiter: trio.CapacityLimiter) -> None:
-        async with limiter:
-            try:
+        try:
+            async with limiter:
                 await self._listings.refresh(ino)
-            except StaleInodeError:
-                self._active.discard(ino)  # the directory is gone
-            except FanoutError as error:
-                log.warning("background listing failed ino=%d: %s", ino, error)
-                self._failed_until[ino] = trio.current_time() + max(self._ttl_s, 1.0)
+        except FanoutError as error:
+            log.warning("background listing failed ino=%d: %s", ino, error)
+            self._failed_until[ino] = trio.current_time() + max(self._ttl_s, 1.0)
+        finally:
+            self._refreshing.discard(ino)

@@ -7,20 +7,21 @@ asked for by itself (HEAD and a one-key LIST), so that one file in a directory o
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from fanoutfs.backend.base import Backend
 from fanoutfs.clock import Clock
+from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.notify import Notifier
 from fanoutfs.errors import DeadlineError, FanoutError, InvariantError, ObjectMissingError, StaleInodeError
 from fanoutfs.index.format import Inode, Ownership
 from fanoutfs.index.names import child_name
-from fanoutfs.index.operations import ApplyChildren, Change, ChangeKind, Child, FinishListing
+from fanoutfs.index.operations import ApplyChildren, Change, ChangeKind, Child, FinishListing, RemoveName
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
@@ -29,6 +30,8 @@ from fanoutfs.observe.shared import bump
 from fanoutfs.records import ListPage
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _PARALLEL: Final = 16
 
@@ -40,7 +43,15 @@ class _Listing:
         self.progress = trio.Event()  # replaced after each page
         self.first_page = trio.Event()
         self.done = trio.Event()
+        self.published = trio.Event()
         self.error: FanoutError | None = None
+        self.asked_names: set[bytes] = set()
+
+    def end(self) -> None:
+        """Wake everybody."""
+        self.done.set()
+        self.first_page.set()
+        self.progress.set()
 
 
 class Listings:
@@ -74,6 +85,7 @@ class Listings:
         self._row = row
         self._under_way: dict[int, _Listing] = {}
         self._threads = trio.CapacityLimiter(_PARALLEL)
+        self._failures = RecentFailures()
 
     # --- what others ask ---------------------------------------------------------------------------------------
 
@@ -87,7 +99,10 @@ class Listings:
 
         Waits as long as pages keep arriving.  Raises StaleInodeError, DeadlineError or what the backend raised.
         """
-        listing = self._join(ino)
+        self._failures.check(ino)
+        await self._wait(self._join(ino))
+
+    async def _wait(self, listing: _Listing) -> None:
         while not listing.done.is_set():
             progress = listing.progress
             with trio.move_on_after(self._op_timeout_s) as scope:
@@ -100,18 +115,22 @@ class Listings:
     async def refresh_anew(self, ino: int) -> None:
         """List the directory once more, beginning not before now: for a caller who knows that it changed.  Checkpoint.
 
+        Returns when the kernel knows, too.  Not for request handlers: the kernel may wait for the request first.
         Raises as `refresh`.
         """
         if ino in self._under_way:  # it may be past what changed
             with contextlib.suppress(FanoutError):
                 await self.refresh(ino)
-        await self.refresh(ino)
+        listing = self._join(ino)
+        await self._wait(listing)
+        await listing.published.wait()
 
     async def find(self, parent: int, name: bytes) -> int | None:
         """Return the inode of one name in a directory that was never listed, and start listing it.  Checkpoint.
 
         None: there is no such name (now).  Raises as `refresh`.
         """
+        self._failures.check(parent)
         listing = self._join(parent)
         with trio.move_on_after(self._op_timeout_s) as scope:
             await listing.first_page.wait()
@@ -122,6 +141,7 @@ class Listings:
         found = self._child(parent, name)
         if found is not None or listing.done.is_set():
             return found
+        listing.asked_names.add(name)
         await self._point_lookup(parent, name)
         return self._child(parent, name)
 
@@ -147,21 +167,32 @@ class Listings:
             return self._reader.child(txn, parent, name)
 
     async def _run(self, ino: int, listing: _Listing) -> None:
+        changes: list[Change] = []
         try:
-            await self._list(ino, listing)
+            await self._list(ino, listing, changes)
         except FanoutError as error:
             listing.error = error
+            if isinstance(error, DeadlineError):
+                self._failures.note(ino, error)
             log.warning("listing failed ino=%d: %s", ino, error)
         except Exception:  # a listing must not end the core; whoever waits gets EIO
             listing.error = InvariantError(f"listing of directory {ino} failed unexpectedly")
             log.exception("listing failed unexpectedly ino=%d", ino)
         finally:
             del self._under_way[ino]
-            listing.done.set()
-            listing.first_page.set()
-            listing.progress.set()
+            listing.end()
+        # Those who wait need the commit, not the notification, and must go on before it: the kernel may hold the
+        # notification back until their requests in this directory are answered.  A listing that failed half-way has
+        # committed pages, too.
+        await self._publish(changes)
+        listing.published.set()
+        # A name asked for by itself may have gone before the listing came to where it stood.
+        for name in listing.asked_names:
+            with contextlib.suppress(FanoutError):
+                await self._point_lookup(ino, name)
 
-    async def _list(self, ino: int, listing: _Listing) -> None:
+    async def _list(self, ino: int, listing: _Listing, changes: list[Change]) -> None:
+        """List a directory; append to `changes` what was committed, page by page.  Checkpoint."""
         directory = self._directory(ino)
         prefix = directory.key or self._root_prefix
         # Names that the kernel cannot know need no invalidation; a first listing of an empty record has none.
@@ -170,11 +201,10 @@ class Listings:
         seen_files: set[bytes] = set()
         seen_dirs: set[bytes] = set()
         deferred: list[Child] = []
-        changes: list[Change] = []
         newest_ns = hidden = 0
         started_ns = self._clock.wall_ns()
         pages = self._backend.list(prefix)
-        while (page := await trio.to_thread.run_sync(partial(_next_page, pages), limiter=self._threads)) is not None:
+        while (page := await self._in_thread(partial(_next_page, pages))) is not None:
             children, page_hidden = children_of(page, prefix)
             hidden += page_hidden + page.hidden
             for child in children:
@@ -203,12 +233,17 @@ class Listings:
             seen_dirs=frozenset(seen_dirs),
             deferred=tuple(deferred),
             ownership=self._ownership,
+            has_changed=bool(changes),
         )
         last_changes, shadowed = await self._writer.run(finish.apply)
         bump(self._row, Count.LISTINGS)
         if not directory.is_listed:
             bump(self._row, Count.HIDDEN_NAMES, hidden + shadowed)
-        await self._publish(changes + last_changes)
+        changes += last_changes
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        """Ask the backend.  Checkpoint; a core that ends does not wait for the answer."""
+        return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
 
     async def _publish(self, changes: list[Change]) -> None:
         """Tell the kernel what changed.  Checkpoint.
@@ -230,19 +265,26 @@ class Listings:
         directory = self._directory(parent)
         prefix = directory.key or self._root_prefix
         key = prefix + name.decode("utf-8", "surrogateescape")
-        children: list[Child] = []
-        below = await trio.to_thread.run_sync(partial(self._has_below, key + "/"), limiter=self._threads)
-        if below:
-            children.append(Child(name, key + "/", None))
+        now_ns = self._clock.wall_ns()
+        child: Child | None = None
+        if await self._in_thread(partial(self._has_below, key + "/")):
+            child = Child(name, key + "/", None)
         else:
-            try:
-                info = await trio.to_thread.run_sync(partial(self._backend.head, key), limiter=self._threads)
-            except ObjectMissingError:
-                return
-            children.append(Child(name, key, info.version))
-        apply = ApplyChildren(parent, tuple(children), self._ownership, self._clock.wall_ns())
-        changes, _deferred = await self._writer.run(apply.apply)
-        await self._publish([change for change in changes if change.kind is not ChangeKind.ADDED])
+            with contextlib.suppress(ObjectMissingError):
+                child = Child(name, key, (await self._in_thread(partial(self._backend.head, key))).version)
+        if child is not None:
+            changes, _deferred = await self._writer.run(
+                ApplyChildren(parent, (child,), self._ownership, now_ns).apply
+            )
+        elif self._child(parent, name) is not None:
+            changes = await self._writer.run(RemoveName(parent, name, now_ns).apply)
+        else:
+            return
+        if not self._directory(parent).is_listed:
+            # An added name is news to nobody: absence is not remembered before a listing is complete.
+            changes = [change for change in changes if change.kind is not ChangeKind.ADDED]
+        # Not here: the caller may be a request in the very directory that the notification needs.
+        self._nursery.start_soon(self._publish, changes)
 
     def _has_below(self, prefix: str) -> bool:
         return any(page.objects or page.prefixes for page in self._backend.list(prefix, limit=1))

@@ -13,7 +13,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,14 +39,15 @@ from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
 from fanoutfs.core.status import describe
-from fanoutfs.errors import AccessDeniedError, DeadlineError, FanoutError, ObjectMissingError, TransientError
-from fanoutfs.index.format import Ownership
+from fanoutfs.core.strays import collect_strays
+from fanoutfs.errors import AccessDeniedError, CacheUnusableError, DeadlineError, FanoutError, ObjectMissingError, TransientError
+from fanoutfs.index.format import FIRST_INO, Ownership
 from fanoutfs.index.operations import OpenVolume
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
-from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState
+from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState, bump
 from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
 from fanoutfs.records import ROOT_INO
 from fanoutfs.wire.hints import HINT_SIZE, HintKind, decode_hint
@@ -55,6 +56,9 @@ from fanoutfs.wire.kernel import FOREVER_S
 log = logging.getLogger(__name__)
 
 _PROBE_NAME: Final = ".fanoutfs-probe"
+_READER_CHECK_S: Final = 10.0
+_TASK_PAUSE_S: Final = 1.0
+"""Between the failure of a background task and its next try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class CoreTask:
     supervision: socket.socket
     relay: socket.socket
     hints: socket.socket
+    notify: socket.socket
     control: socket.socket
     is_first: bool
 
@@ -92,6 +97,7 @@ def run(task: CoreTask) -> int:
     if go is not None:
         trio.run(partial(serve, task, volume, backend, go), restrict_keyboard_interrupt_to_checkpoints=True)
         log.info("core ends")
+    backend.close()
     volume.close(task.volume_path)
     return 0
 
@@ -100,8 +106,14 @@ def prepare(task: CoreTask) -> tuple[Volume, Backend]:
     """Open the volume and make sure the backend lets us in.  Raises FanoutError with a line for the user."""
     backend = open_backend(task.config, count=ThreadSafeCounter(task.shared.row(CORE_ROW)))
     small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
-    wanted = OpenVolume(task.identity, task.ownership, SystemClock().wall_ns())
-    volume = open_volume(task.volume_path, small_map_bytes, wanted)
+    now_ns = SystemClock().wall_ns()
+    # 16 million numbers for each second since 1970: no earlier index of this volume can have reached them.
+    first_ino = max(FIRST_INO, now_ns // 1_000_000_000 << 24)
+    volume = open_volume(task.volume_path, small_map_bytes, OpenVolume(task.identity, task.ownership, now_ns, first_ino))
+    if not task.is_first and not volume.was_known:
+        volume.close(task.volume_path)
+        # The fronts of this generation hold the lost one open: the next generation begins with the new one.
+        raise CacheUnusableError("the index was lost while mounted; a new one was begun")
     if task.is_first:
         check_access(backend, task.root_prefix, is_warm=volume.was_known)
     return volume, backend
@@ -148,7 +160,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
     reader = IndexReader(environment)
 
     writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
-    notifier = Notifier(go.fuse_fd, has_epoch=go.has_epoch, row=row)
+    notifier = Notifier(task.notify, has_epoch=go.has_epoch, row=row)
     grace = Grace(task.shared, config.front_count())
     admission = Admission(config.fill_memory, config.requests)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
@@ -226,14 +238,19 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
         control = ControlServer(listener, {"status": status, "invalidate": invalidate})
         nursery.start_soon(control.run)
-        nursery.start_soon(freshness.run)
-        nursery.start_soon(orphans.run)
-        nursery.start_soon(_take_hints, task.hints, fills, freshness)
+        nursery.start_soon(notifier.run)
+        collect = partial(collect_strays, volume.files, environment, reader, space)
+        nursery.start_soon(_kept_going, "strays", collect, row)
+        if not task.is_first:
+            nursery.start_soon(_expire_what_was_told, notifier)
+        nursery.start_soon(_kept_going, "freshness", freshness.run, row)
+        nursery.start_soon(_kept_going, "orphans", orphans.run, row)
+        nursery.start_soon(_kept_going, "hints", partial(_take_hints, task.hints, fills, freshness), row)
+        nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
         await _answer_requests(task.relay, Operations(filesystem, entry_timeout_s, row), config.front_count())
         nursery.cancel_scope.cancel()
-    notifier.stop()
     writer.stop()
 
 
@@ -256,6 +273,25 @@ async def _answer_requests(relay: socket.socket, operations: Operations, fronts:
         pyfuse3.close(unmount=False)
 
 
+async def _kept_going(name: str, task: Callable[[], Awaitable[None]], row: memoryview) -> None:
+    """Run a background task; begin anew after an exception nobody foresaw: none of them is worth a restart."""
+    while True:
+        try:
+            await task()
+            return
+        except Exception:
+            bump(row, Count.REQUEST_ERRORS)
+            log.exception("background task failed task=%s", name)
+        await trio.sleep(_TASK_PAUSE_S)
+
+
+async def _expire_what_was_told(notifier: Notifier) -> None:
+    """Have the kernel ask for names again: the core before this one may have died between a commit and its notice."""
+    if notifier.has_epoch:
+        await notifier.expire_all_names()
+    await notifier.expire_attributes(ROOT_INO)  # no name leads to it
+
+
 async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness) -> None:
     channel = trio.socket.from_stdlib_socket(hints)
     while packet := await channel.recv(HINT_SIZE):
@@ -264,6 +300,14 @@ async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness) 
             fills.note_part_read(hint.ino, hint.part)
         else:
             freshness.note_used(hint.ino)
+
+
+async def _release_dead_readers(volume: Volume) -> None:
+    """Free what killed fronts held: a dead reader's snapshot would keep LMDB from reusing any page."""
+    while True:
+        await trio.sleep(_READER_CHECK_S)
+        volume.environment.env.reader_check()
+        volume.small.release_dead_readers()
 
 
 async def _end_on_signal(scope: trio.CancelScope) -> None:

@@ -1,16 +1,14 @@
 """Tell the kernel what changed: invalidations of names, attributes and pages.
 
-Core.  A thread of its own writes to /dev/fuse: the kernel may block such a write on a lock that a request in flight
-holds, so it must never happen in a request handler or in a front.  Delivery is in order; a task can wait for it.
+Core, trio thread only.  The writing is done by a process of its own (front.notifier): the kernel may hold a write
+until a request in flight is answered.  Delivery is in order.  For the same reason no request handler may wait here.
 """
 
 import errno
 import logging
-import os
-import queue
-import threading
+import socket
+from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future
 from typing import Final
 
 import trio
@@ -22,25 +20,42 @@ from fanoutfs.wire.messages import encode_inc_epoch, encode_inval_entry, encode_
 
 log = logging.getLogger(__name__)
 
+_OUTCOME_BYTES: Final = 4
 _EPOCH_ABOVE: Final = 20_000
 """More changed names than this are expired all at once (NOTIFY_INC_EPOCH), where the kernel can."""
 
 
-class Notifier:
-    """Queue and thread in front of /dev/fuse."""
+class _Notification:
+    """One message under way.  code: 0 or the errno of its delivery, once done."""
 
-    def __init__(self, fuse_fd: int, *, has_epoch: bool, row: memoryview) -> None:
-        self._fd = fuse_fd
+    __slots__ = ("code", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.code = errno.EIO
+
+
+class Notifier:
+    """Sends notifications and takes their outcomes."""
+
+    def __init__(self, channel: socket.socket, *, has_epoch: bool, row: memoryview) -> None:
+        self._channel = trio.socket.from_stdlib_socket(channel)
         self._has_epoch = has_epoch
         self._row = row
-        self._queue: queue.SimpleQueue[tuple[bytes, Future[int]] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
-        self._thread.start()
+        self._under_way: deque[_Notification] = deque()
+        self._sending = trio.Lock()
 
     @property
     def has_epoch(self) -> bool:
         """Tell whether all names can be expired at once."""
         return self._has_epoch
+
+    async def run(self) -> None:
+        """Take outcomes until the notifier process ends; the keeper then replaces this core as well."""
+        while packet := await self._channel.recv(_OUTCOME_BYTES):
+            self._finish(int.from_bytes(packet, "little"))
+        while self._under_way:
+            self._finish(errno.EIO)
 
     async def publish(self, changes: Iterable[Change]) -> None:
         """Invalidate what the kernel may know wrongly now; return when it was told.  Checkpoint."""
@@ -52,54 +67,48 @@ class Notifier:
             else:
                 messages.append(encode_inval_entry(change.parent, change.name))
                 directories[change.parent] = None
+        listings = [encode_inval_inode(ino) for ino in directories]  # their cached listings and times
         if len(messages) > _EPOCH_ABOVE and self._has_epoch:
-            messages = [encode_inc_epoch()]
-        messages += [encode_inval_inode(ino) for ino in directories]  # its cached listing and times
-        for future in [self._submit(message) for message in messages]:
-            await self._wait(future)
+            # Once more behind the directories: a listing under way may link old names into the first new epoch.
+            messages = [encode_inc_epoch(), *listings, encode_inc_epoch()]
+        else:
+            messages += listings
+        for notification in [await self._send(message) for message in messages]:
+            await notification.done.wait()
 
     async def expire_all_names(self) -> None:
         """Let the kernel ask for every name again at its next use; pages stay.  Checkpoint."""
-        await self._wait(self._submit(encode_inc_epoch()))
+        await (await self._send(encode_inc_epoch())).done.wait()
+
+    async def expire_attributes(self, ino: int) -> None:
+        """Let the kernel ask for an inode's attributes, and a directory's listing, again.  Checkpoint."""
+        await (await self._send(encode_inval_inode(ino))).done.wait()
 
     async def is_held(self, ino: int) -> bool:
         """Ask whether the kernel still holds an inode, by a notification that changes nothing.  Checkpoint."""
-        return await self._wait(self._submit(encode_inval_inode(ino, offset=-1))) != errno.ENOENT
+        notification = await self._send(encode_inval_inode(ino, offset=-1))
+        await notification.done.wait()
+        return notification.code != errno.ENOENT
 
-    def stop(self) -> None:
-        """Deliver what is queued and end the thread; does not wait: a write may be stuck in the kernel."""
-        self._queue.put(None)
-
-    def _submit(self, message: bytes) -> "Future[int]":
-        future: Future[int] = Future()
-        self._queue.put((message, future))
-        return future
-
-    @staticmethod
-    async def _wait(future: "Future[int]") -> int:
-        token = trio.lowlevel.current_trio_token()
-        done = trio.Event()
-
-        def wake(_future: "Future[int]") -> None:
+    async def _send(self, message: bytes) -> _Notification:
+        notification = _Notification()
+        async with self._sending:
+            self._under_way.append(notification)
             try:
-                token.run_sync_soon(done.set)
-            except trio.RunFinishedError:
-                pass  # the core ended while the kernel held the thread
-
-        future.add_done_callback(wake)
-        await done.wait()
-        return future.result()
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            message, future = item
-            code = 0
-            try:
-                os.write(self._fd, message)
-                bump(self._row, Count.NOTIFICATIONS)
+                await self._channel.send(message)
             except OSError as error:
-                code = error.errno or errno.EIO
-                # ENOENT: the kernel does not know the inode or name; ENODEV, ENOTCONN: unmounted.
-                if code not in (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ENOTDIR):
-                    log.warning("notification refused errno=%s", errno.errorcode.get(code, code))
-            future.set_result(code)
+                # The process ended, and this core's end is near; nobody may hang meanwhile.
+                log.warning("notification not sent: %s", error)
+                notification.done.set()
+                self._under_way.remove(notification)
+        return notification
+
+    def _finish(self, code: int) -> None:
+        notification = self._under_way.popleft()
+        notification.code = code
+        notification.done.set()
+        if code == 0:
+            bump(self._row, Count.NOTIFICATIONS)
+        # ENOENT: the kernel does not know the inode or name; ENODEV, ENOTCONN: unmounted.
+        elif code not in (errno.ENOENT, errno.ENODEV, errno.ENOTCONN, errno.ENOTDIR):
+            log.warning("notification refused errno=%s", errno.errorcode.get(code, code))

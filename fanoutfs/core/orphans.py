@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _PERIOD_S: Final = 5.0
 _MIN_AGE_NS: Final = 5_000_000_000
 """An answer with the old inode may still be on its way through a front."""
+_MAX_PAUSE_S: Final = 300.0
 _BATCH: Final = 1000
 
 
@@ -62,6 +63,8 @@ class OrphanReaper:
         self._readahead = readahead
         self._clock = clock
         self._row = row
+        self._not_before: dict[int, tuple[float, float]] = {}
+        """Orphan that the kernel still held → (when to ask again, pause after that)."""
 
     async def run(self) -> None:
         """Free orphans for ever."""
@@ -79,7 +82,7 @@ class OrphanReaper:
         while batch := self._candidates(after, min_age_ns):
             after = batch[-1]
             await self._grace.wait()
-            forgotten = tuple([ino for ino in batch if not await self._notifier.is_held(ino)])
+            forgotten = tuple([ino for ino in batch if not await self._is_held(ino)])
             if forgotten:
                 gone = await self._writer.run(FreeOrphans(forgotten).apply)
                 await self._grace.wait()
@@ -90,6 +93,18 @@ class OrphanReaper:
                 freed += len(gone)
                 bump(self._row, Count.ORPHANS_FREED, len(gone))
         return freed
+
+    async def _is_held(self, ino: int) -> bool:
+        """Ask the kernel, ever less often: a file may stay open, or a name cached, for days."""
+        now = trio.current_time()
+        when, pause_s = self._not_before.pop(ino, (now, _PERIOD_S))
+        if now < when:
+            self._not_before[ino] = (when, pause_s)
+            return True
+        if not await self._notifier.is_held(ino):
+            return False
+        self._not_before[ino] = (now + pause_s, min(2 * pause_s, _MAX_PAUSE_S))
+        return True
 
     def _candidates(self, after: int, min_age_ns: int) -> list[int]:
         now = self._clock.wall_ns()

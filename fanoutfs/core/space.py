@@ -11,10 +11,11 @@ would evict each part just before it is read again).  Order of an eviction, so t
 A fill of a part that is being evicted waits until the hole is punched.
 """
 
+import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -28,11 +29,11 @@ from fanoutfs.errors import CacheFullError, DatabaseError
 from fanoutfs.index.operations import DropBlocks
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
-from fanoutfs.index.victims import PartId, choose_parts
+from fanoutfs.index.victims import PartId, choose_parts, present_blocks
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
-from fanoutfs.records import PART_BYTES
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class Space:
         self._grace = grace
         self._row = row
         self._reserved_bytes = 0
-        self._punching_bytes = 0
+        self._unpunched: dict[PartId, int] = {}
+        """Parts that the index has given up and the disk not yet, with the bytes they held."""
         self._evicting: dict[PartId, trio.Event] = {}
         self._recent: OrderedDict[PartId, None] = OrderedDict()
         self._writing: dict[PartId, int] = {}
@@ -137,7 +139,7 @@ class Space:
 
         What was unpublished a moment ago occupies the disk until its hole is punched.
         """
-        over_cap = self.used_bytes() + self._punching_bytes + self._reserved_bytes - self._cap_bytes
+        over_cap = self.used_bytes() + sum(self._unpunched.values()) + self._reserved_bytes - self._cap_bytes
         under_floor = self._floor_bytes + self._reserved_bytes - self._files.free_bytes()
         return max(over_cap, under_floor)
 
@@ -147,6 +149,7 @@ class Space:
         if self._excess_bytes() <= 0:
             return
         async with self._lock:
+            await self._retry_punching()
             excess = self._excess_bytes()
             if excess <= 0:
                 return
@@ -154,40 +157,77 @@ class Space:
                 raise CacheFullError("nothing left to evict")
             try:
                 await self._evict(max(excess, self._cap_bytes // _BATCH_SHARE))
-            except DatabaseError as error:
+            except (OSError, DatabaseError) as error:
                 self.note_disk_error(error)
                 raise CacheFullError(f"cannot evict: {error}") from error
             if self._excess_bytes() > 0:
                 raise CacheFullError("no part can be evicted now")
 
     async def _evict(self, wanted_bytes: int) -> None:
-        """Evict random parts until this much is free, or no more can be found."""
+        """Evict random parts until this much is free, or no more can be found.  Raises OSError, DatabaseError."""
         victims = choose_parts(self._environment, wanted_bytes, self._is_spared)
-        for key in victims:
-            self._evicting[key] = trio.Event()
-        self._punching_bytes = sum(victims.values())
-        try:
-            freed = 0
-            for ino, part in victims:
-                freed += (await self._writer.run(DropBlocks(ino, part, -1).apply))[1]
+        freed = 0
+        with self._kept_away(victims):
+            for part, size_bytes in victims.items():
+                self._unpunched[part] = size_bytes
+                freed += (await self._writer.run(DropBlocks(*part, -1).apply))[1]
             await self._grace.wait()
-            descriptors = [(self._files.duplicate(ino), part) for ino, part in victims]
-            await trio.to_thread.run_sync(partial(_punch, descriptors))
-            bump(self._row, Count.EVICTED_BYTES, freed)
+            for part in victims:
+                await self._punch(part, -1)
+        bump(self._row, Count.EVICTED_BYTES, freed)
+
+    async def _retry_punching(self) -> None:
+        """Punch what an earlier eviction could not, but nothing that was filled again since."""
+        for part in [part for part in self._unpunched if part not in self._writing]:
+            try:
+                with self._kept_away([part]):
+                    await self._punch(part, ~present_blocks(self._environment, part))
+            except OSError as error:
+                log.warning("cannot free evicted bytes ino=%d part=%d: %s", *part, error)
+                return
+
+    async def reclaim(self, part: PartId, absent: int) -> None:
+        """Give back what the disk holds of blocks that the index does not have.  Checkpoint."""
+        if part in self._writing or part in self._evicting:
+            return
+        with self._kept_away([part]):
+            await self._punch(part, absent)
+
+    async def make_room(self) -> None:
+        """Bring the cache under its cap: it may have been lowered.  Checkpoint."""
+        with contextlib.suppress(CacheFullError):
+            await self._make_room()
+
+    @contextlib.contextmanager
+    def _kept_away(self, parts: Iterable[PartId]) -> Iterator[None]:
+        """Let fills of these parts wait."""
+        parts = list(parts)
+        for part in parts:
+            self._evicting[part] = trio.Event()
+        try:
+            yield
         finally:
-            self._punching_bytes = 0
-            for key in victims:
-                self._evicting.pop(key).set()
+            for part in parts:
+                self._evicting.pop(part).set()
+
+    async def _punch(self, part: PartId, mask: int) -> None:
+        """Punch holes for the blocks of a part in `mask`.  One descriptor at a time, whatever the eviction's size."""
+        fd = self._files.duplicate(part[0])
+        await trio.to_thread.run_sync(partial(_punch_blocks, fd, part[1], mask))
+        self._unpunched.pop(part, None)
 
     def _is_spared(self, part: PartId) -> bool:
         """Tell whether a part must stay: it is being written, or was a moment ago."""
         return part in self._recent or part in self._writing
 
 
-def _punch(parts: list[tuple[int, int]]) -> None:
-    """Punch holes for (descriptor, part) and close the descriptors.  Blocking."""
-    for fd, part in parts:
-        try:
+def _punch_blocks(fd: int, part: int, mask: int) -> None:
+    """Punch holes for the blocks in `mask` (-1: the whole part) and close the descriptor.  Blocking."""
+    try:
+        if mask == -1:
             punch_hole(fd, part * PART_BYTES, PART_BYTES)
-        finally:
-            os.close(fd)
+        for block in range(PART_BLOCKS):
+            if mask != -1 and mask >> block & 1:
+                punch_hole(fd, part * PART_BYTES + block * BLOCK_BYTES, BLOCK_BYTES)
+    finally:
+        os.close(fd)

@@ -283,8 +283,8 @@ class Handlers:
         packet = with_unique(answer.packet, answer.request.unique)
         ino = ENTRY_OUT_HEAD.unpack_from(packet, OUT_HEADER_SIZE)[0]
         with self._index.begin() as txn:
-            is_orphan = self._index.is_orphan(txn, ino)
-        if is_orphan:
+            is_gone = self._index.is_orphan(txn, ino) or self._index.inode_value(txn, ino) is None
+        if is_gone:
             # The notification about it may have overtaken this answer, and would not come again.
             ENTRY_OUT_HEAD.pack_into(packet, OUT_HEADER_SIZE, ino, 0, 0, FOREVER_S, 0, 0)
         self._kernel.forward(answer.request.unique, packet)

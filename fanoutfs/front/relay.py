@@ -23,6 +23,7 @@ from fanoutfs.observe.shared import (
     SLOT_UNIQUE,
     SLOT_WORDS,
     SLOTS_PER_FRONT,
+    SUSPICION_CRASH,
     SharedState,
 )
 from fanoutfs.wire.kernel import IN_HEADER_SIZE, OUT_HEADER, READ_IN, UNIQUE_RESEND, Opcode
@@ -68,7 +69,7 @@ class Relay:
         self._sequence = time.monotonic_ns() & 0xFFFF_FFFF  # differs from a dead predecessor's
         self._row = row
         self._backlog: deque[Relayed] = deque()
-        self._suspects: deque[Relayed] = deque()
+        self._suspects: list[tuple[int, Relayed]] = []  # sorted by suspicion, the strongest last
 
     @property
     def has_backlog(self) -> bool:
@@ -94,8 +95,10 @@ class Relay:
 
     def _submit(self, request: Relayed) -> None:
         self._row[RELAYED_BASE + request.opcode] += 1
-        if request.unique & UNIQUE_RESEND and self._shared.suspicion(request.unique):
-            self._suspects.append(request)
+        suspicion = self._shared.suspicion(request.unique) if request.unique & UNIQUE_RESEND else 0
+        if suspicion >= SUSPICION_CRASH:
+            self._suspects.append((suspicion, request))
+            self._suspects.sort(key=_by_suspicion)
         else:
             self._backlog.append(request)
         self.flush()
@@ -104,11 +107,13 @@ class Relay:
         """Send what can be sent now."""
         while self._backlog and self._send(self._backlog[0]):
             self._backlog.popleft()
-        # Requests that were in flight when a core crashed go one at a time, so that the next crash names the one.
-        if self._suspects and not self._shared.suspect_in_core:
-            self._shared.suspect_in_core = self._suspects[0].unique
-            if self._send(self._suspects[0]):
-                self._suspects.popleft()
+        # Requests that were in flight when a core crashed go one at a time, the most suspect first, so that the next
+        # crash names the one.  Two fronts may take the token at the same moment: then the next crash is less telling.
+        if self._suspects and self._shared.may_try_suspect():
+            request = self._suspects[-1][1]
+            self._shared.suspect_in_core = request.unique
+            if self._send(request):
+                self._suspects.pop()
             else:
                 self._shared.suspect_in_core = 0
 
@@ -177,6 +182,10 @@ class Relay:
         if self._shared.suspect_in_core == unique:
             self._shared.suspect_in_core = 0
         return Relayed(unique, opcode, nodeid, offset, size_tries & 0xFFFF_FFFF, size_tries >> 32, b"")
+
+
+def _by_suspicion(suspect: tuple[int, Relayed]) -> int:
+    return suspect[0]
 
 
 def with_unique(packet: bytes, unique: int) -> bytearray:

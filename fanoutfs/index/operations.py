@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from fanoutfs.index.format import (
     DT_DIR,
+    FIRST_INO,
     FLAG_LISTED,
     FLAG_SMALL,
     FORMAT_VERSION,
@@ -85,6 +86,9 @@ class OpenVolume:
     identity: str
     ownership: Ownership
     now_ns: int
+    first_ino: int = FIRST_INO
+    """Where a new index begins to number: beyond whatever an earlier one may have handed to a kernel that still
+    remembers it."""
 
     def apply(self, txn: IndexTransaction) -> bool:
         known_format = txn.setting(b"format")
@@ -93,6 +97,7 @@ class OpenVolume:
             txn.set_setting(b"format", wanted)
             txn.set_setting(b"volume", self.identity.encode())
             txn.set_setting(b"ownership", self.ownership.pack())
+            txn.set_setting(b"next_ino", U64.pack(self.first_ino))
             txn.put_inode(directory_inode(ROOT_INO, "", self.now_ns, self.ownership))
             return False
         if known_format != wanted:
@@ -175,6 +180,9 @@ class FinishListing:
     seen_dirs: frozenset[bytes]
     deferred: tuple[Child, ...]
     ownership: Ownership
+    has_changed: bool = False
+    """Whether the pages of this listing changed anything: then the directory's mtime moves, by which the kernel
+    recognises that a listing it cached is old."""
 
     def apply(self, txn: IndexTransaction) -> tuple[list[Change], int]:
         directory = txn.inode(self.parent)
@@ -185,28 +193,45 @@ class FinishListing:
         if self.seen_files is not None:
             for name, ino, _dtype in txn.entries(self.parent):
                 if name not in self.seen_dirs and name not in self.seen_files:
-                    _remove(txn, self.parent, name, ino, self.listed_at_ns)
-                    changes.append(Change(ChangeKind.REMOVED, self.parent, name, ino))
+                    below = _remove(txn, self.parent, name, ino, self.listed_at_ns)
+                    changes += [Change(ChangeKind.REMOVED, self.parent, name, ino), *below]
         for child in self.deferred:
             if child.name in self.seen_dirs:
                 hidden += 1
                 continue
             known = txn.entry(self.parent, child.name)
+            below = []
             if known is not None:
-                _remove(txn, self.parent, child.name, known[0], self.listed_at_ns)
+                below = _remove(txn, self.parent, child.name, known[0], self.listed_at_ns)
             ino = _add(txn, self.parent, child, self.ownership, self.listed_at_ns)
             if known is None:
                 changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
             else:
-                changes.append(Change(ChangeKind.REPLACED, self.parent, child.name, known[0]))
+                changes += [Change(ChangeKind.REPLACED, self.parent, child.name, known[0]), *below]
         mtime_ns = directory.version.mtime_ns
         if not directory.is_listed:
             mtime_ns = self.newest_mtime_ns or mtime_ns
-        elif changes:
+        elif changes or self.has_changed:
             mtime_ns = self.listed_at_ns
         fresh = directory_inode(self.parent, directory.key, mtime_ns, self.ownership)
         txn.put_inode(replace(fresh, listed_at_ns=self.listed_at_ns, flags=directory.flags | FLAG_LISTED))
         return changes, hidden
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveName:
+    """Take one name away that the backend does not have any more."""
+
+    parent: int
+    name: bytes
+    now_ns: int
+
+    def apply(self, txn: IndexTransaction) -> list[Change]:
+        known = txn.entry(self.parent, self.name)
+        if known is None:
+            return []
+        below = _remove(txn, self.parent, self.name, known[0], self.now_ns)
+        return [Change(ChangeKind.REMOVED, self.parent, self.name, known[0]), *below]
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,8 +324,12 @@ def _add(txn: IndexTransaction, parent: int, child: Child, owner: Ownership, now
     return ino
 
 
-def _remove(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> None:
-    """Take a name away, and for a directory everything below it; the inodes become orphans."""
+def _remove(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> list[Change]:
+    """Take a name away, and for a directory everything below it; the inodes become orphans.
+
+    Returns the changes below the name: who holds a vanished directory open must not go on listing it from the kernel.
+    """
+    changes: list[Change] = []
     pending = [(parent, name, ino)]
     while pending:
         above, gone, gone_ino = pending.pop()
@@ -310,6 +339,9 @@ def _remove(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: i
         if inode is None:
             continue
         if inode.is_dir:
-            pending.extend((gone_ino, below, below_ino) for below, below_ino, _dtype in txn.entries(gone_ino))
+            children = [(gone_ino, below, below_ino) for below, below_ino, _dtype in txn.entries(gone_ino)]
+            changes += [Change(ChangeKind.REMOVED, *child) for child in children]
+            pending += children
         else:
             txn.add_totals(-1, -inode.size_bytes)
+    return changes

@@ -35,9 +35,39 @@ class IndexEnvironment:
             max_readers=MAX_READERS,
             lib_version=LMDB_ENGINE,
         )
-        self.settings, self.entries, self.inodes, self.blocks, self.orphans = (
-            self.env.open_db(name, create=writable) for name in DATABASES
-        )
+        try:
+            is_short = writable and self._extend()
+            self.settings, self.entries, self.inodes, self.blocks, self.orphans = (
+                self.env.open_db(name, create=writable) for name in DATABASES
+            )
+            if is_short:
+                self._walk()
+        except lmdb.Error:
+            self.env.close()
+            raise
+
+    def _extend(self) -> bool:
+        """Make the file as long as its header says it is; tell whether it was not.
+
+        A power cut may leave it short, and touching a page behind its end kills the process (SIGBUS), again at every
+        start.  LMDB recognises the zeros that are there instead.
+        """
+        path = self.env.path()
+        wanted = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        if os.stat(path).st_size >= wanted:
+            return False
+        os.truncate(path, wanted)
+        return True
+
+    def _walk(self) -> None:
+        """Touch every record.  Raises lmdb.CorruptedError.
+
+        A short file need not be broken: pages that were allocated and freed within one transaction are never written.
+        """
+        with self.env.begin() as txn:
+            for database in (self.settings, self.entries, self.inodes, self.blocks, self.orphans):
+                for _record in txn.cursor(db=database):
+                    pass
 
     def file_bytes(self) -> int:
         """Return what the file occupies on disk."""

@@ -44,6 +44,13 @@ def choose_parts(
     return chosen
 
 
+def present_blocks(environment: IndexEnvironment, part: PartId) -> int:
+    """Return the mask of a part's blocks that the index has."""
+    with environment.env.begin() as txn:
+        value = txn.get(PART_KEY.pack(*part), db=environment.blocks)
+    return 0 if value is None else int(PART_VALUE.unpack(value)[0])
+
+
 def random_part(cursor: lmdb.Cursor) -> PartId | None:
     """Return (inode, part) of some record of the block map and leave the cursor there; None when the map is empty.
 

@@ -13,6 +13,8 @@ from typing import Final, Protocol
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG: Final = 1
+_KILL_S: Final = 2.0
+"""A killed process ends within milliseconds unless the kernel waits for something on its behalf."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -89,22 +91,28 @@ def reap() -> list[Death]:
         deaths.append(Death(pid, status))
 
 
-def end_child(pid: int, timeout_s: float) -> None:
-    """End a child with SIGTERM, after the timeout with SIGKILL, and reap it.  No error when it is gone already."""
+def end_child(pid: int, timeout_s: float) -> bool:
+    """End a child with SIGTERM, after the timeout with SIGKILL, and reap it; True when it is gone.
+
+    False: it has been killed, but the kernel does not let go of it now.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
-        return
+        return True
     try:
         if timeout_s > 0:
             signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         if timeout_s <= 0 or not _has_ended(pidfd, timeout_s):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if not _has_ended(pidfd, _KILL_S):
+                return False
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
         pass
     finally:
         os.close(pidfd)
+    return True
 
 
 def _has_ended(pidfd: int, timeout_s: float) -> bool:

@@ -7,6 +7,7 @@ everything cached while the new core is still starting.  A front that dies alone
 
 import logging
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core import main as core_main
 from fanoutfs.errors import DaemonDiedError
 from fanoutfs.front import main as front_main
+from fanoutfs.front import notifier
 from fanoutfs.keeper.children import Death, end_child, fork_child
 from fanoutfs.keeper.handshake import replayed_init
 from fanoutfs.observe.shared import (
@@ -25,8 +27,10 @@ from fanoutfs.observe.shared import (
     GENERATION,
     KEEPER_ROW,
     PID,
+    STARTED_NS,
     SUSPICION_CRASH,
     SUSPICION_KILL,
+    SUSPICION_SHARED,
     SharedState,
 )
 from fanoutfs.observe.supervision import Failure, Go, receive_outcome, send_go
@@ -70,14 +74,22 @@ class Generation:
         self._number = number
         self._relay_front, self._relay_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._hints_front, self._hints_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._notify_core, self._notify = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel, self._channel_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The front ends only: libfuse writes its answers blocking, and trio sets what it needs itself.
         self._relay_front.setblocking(False)
         self._hints_front.setblocking(False)
         self._channel.settimeout(_CORE_START_S)
         self.core_pid = 0
+        self.notifier_pid = 0
         self.front_pids: dict[int, int] = {}
         estate.shared.row(KEEPER_ROW)[GENERATION] = number
+        estate.shared.row(CORE_ROW)[STARTED_NS] = 0
+
+    @property
+    def _core_ends(self) -> list[socket.socket]:
+        """What nobody but the core may hold, or its death would not be seen."""
+        return [self._relay_core, self._hints_core, self._notify_core, self._channel_core]
 
     # --- starting ----------------------------------------------------------------------------------------------
 
@@ -94,13 +106,14 @@ class Generation:
             supervision=self._channel_core,
             relay=self._relay_core,
             hints=self._hints_core,
+            notify=self._notify_core,
             control=estate.control,
             is_first=self._number == 1,
         )
-        close = [self._relay_front, self._hints_front, self._channel]
+        close = [self._relay_front, self._hints_front, self._notify, self._channel]
         self.core_pid = fork_child("core", estate.setup_log, list(close), partial(core_main.run, task))
         estate.shared.row(CORE_ROW)[PID] = self.core_pid
-        for end in (self._relay_core, self._hints_core, self._channel_core):
+        for end in self._core_ends:
             end.close()
 
     def await_core(self) -> Failure | None:
@@ -114,13 +127,19 @@ class Generation:
 
     def attach(self, mounted: Mounted) -> None:
         """Give the ready core the mount."""
-        self._relay_front.send(replayed_init(mounted.init))
-        send_go(self._channel, Go(mounted.fuse_fd, mounted.offer.has_epoch))
+        send_go(self._channel, Go(mounted.offer.has_epoch))
+        self._estate.shared.row(CORE_ROW)[STARTED_NS] = time.monotonic_ns()
 
     def start_fronts(self, mounted: Mounted) -> None:
-        """Fork all fronts.  They may run before the core is ready."""
+        """Fork all fronts, and the notifier.  They may run before the core is ready, once per generation."""
+        # First of all packets: libfuse answers EIO to what it finds before INIT.
+        self._relay_front.send(replayed_init(mounted.init))
         for number in range(self._estate.config.front_count()):
             self.start_front(number, mounted)
+        run = partial(notifier.run, mounted.fuse_fd, self._notify)
+        close = [*self._core_ends, self._relay_front, self._hints_front, self._channel, self._estate.control]
+        self.notifier_pid = fork_child("notifier", self._estate.setup_log, list(close), run)
+        self._notify.close()
 
     def start_front(self, number: int, mounted: Mounted) -> None:
         """Fork one front."""
@@ -137,32 +156,44 @@ class Generation:
             hints=self._hints_front,
             entry_valid_s=entry_valid_s,
         )
-        close = [self._relay_core, self._hints_core, self._channel_core, self._channel, estate.control]
+        close = [*self._core_ends, self._notify, self._channel, estate.control]
         run = partial(front_main.run, task)
         pid = fork_child(f"front{number}", estate.setup_log, list(close), run)
         self.front_pids[pid] = number
-        estate.shared.row(FIRST_FRONT_ROW + number)[PID] = pid
+        row = estate.shared.row(FIRST_FRONT_ROW + number)
+        row[PID], row[STARTED_NS] = pid, time.monotonic_ns()
 
     # --- deaths ------------------------------------------------------------------------------------------------
 
     def note_front_death(self, death: Death) -> int:
-        """Suspect what a dead front was doing and return its number."""
+        """Suspect what a dead front was doing and return that request's unique, or 0."""
         number = self.front_pids.pop(death.pid)
-        unique = self._estate.shared.row(FIRST_FRONT_ROW + number)[CURRENT_UNIQUE]
+        shared = self._estate.shared
+        unique = shared.row(FIRST_FRONT_ROW + number)[CURRENT_UNIQUE]
         if unique:
-            self._suspect(unique, death)
-        return number
+            self._suspect(unique, SUSPICION_KILL if death.was_killed else SUSPICION_CRASH)
+        # It may have died between taking an answer and giving the token back.
+        shared.suspect_in_core = 0
+        return int(unique)
 
     def note_core_death(self, death: Death) -> None:
-        """Suspect what was in a dead core's hands: one request if it was on trial, else all of them."""
+        """Suspect what was in a dead core's hands, above all the one on trial and those that were never tried."""
         self.core_pid = 0
         shared = self._estate.shared
         on_trial = shared.suspect_in_core
-        for unique in [on_trial] if on_trial else [request.unique for request in shared.in_flight()]:
-            self._suspect(unique, death)
+        in_flight = {request.unique for request in shared.in_flight()}
+        untried = {unique for unique in in_flight if shared.suspicion(unique) < SUSPICION_CRASH} - {on_trial}
+        for unique in in_flight:
+            if death.was_killed:
+                self._suspect(unique, SUSPICION_KILL)
+            elif unique == on_trial:
+                self._suspect(unique, SUSPICION_SHARED if untried else SUSPICION_CRASH)
+            elif unique in untried or not on_trial:
+                self._suspect(unique, SUSPICION_CRASH)
+            else:
+                self._suspect(unique, SUSPICION_KILL)
 
-    def _suspect(self, unique: int, death: Death) -> None:
-        weight = SUSPICION_KILL if death.was_killed else SUSPICION_CRASH
+    def _suspect(self, unique: int, weight: int) -> None:
         total = self._estate.shared.suspect(unique, weight)
         log.warning("request was in flight when a process died unique=%#x suspicion=%d", unique, total)
 
@@ -175,12 +206,14 @@ class Generation:
         self.front_pids.clear()
 
     def end(self) -> None:
-        """End every process of the generation and close its sockets."""
+        """End every process of the generation and close its sockets.
+
+        A process that the kernel holds is left to the kernel: it ends when the connection does.
+        """
         self.end_fronts()
-        if self.core_pid:
-            end_child(self.core_pid, _CORE_END_S)
-            self.core_pid = 0
-        for end in (self._relay_front, self._relay_core, self._hints_front, self._hints_core):
+        for pid, timeout_s in ((self.core_pid, _CORE_END_S), (self.notifier_pid, 0.0)):
+            if pid and not end_child(pid, timeout_s):
+                log.error("process does not end: the kernel holds it pid=%d", pid)
+        self.core_pid = self.notifier_pid = 0
+        for end in (self._relay_front, self._hints_front, self._notify, self._channel, *self._core_ends):
             end.close()
-        self._channel.close()
-        self._channel_core.close()

@@ -7,8 +7,11 @@ Order of the start, so that a mount appears only when it will work:
 Order of the end: unmount, fronts, core (commits what it has), control socket, lock.
 """
 
+import contextlib
+import errno
 import logging
 import os
+import resource
 import select
 import signal
 import socket
@@ -29,7 +32,7 @@ from fanoutfs.keeper.generation import Estate, Generation, Mounted
 from fanoutfs.keeper.handshake import answer_init
 from fanoutfs.observe import logs
 from fanoutfs.observe.catalog import Count
-from fanoutfs.observe.shared import KEEPER_ROW, PID, STARTED_NS, SharedState, bump
+from fanoutfs.observe.shared import FIRST_FRONT_ROW, KEEPER_ROW, PID, STARTED_NS, SharedState, bump
 from fanoutfs.wire.kernel import InitFlag
 from fanoutfs.wire.messages import encode_error, encode_resend
 
@@ -38,9 +41,12 @@ log = logging.getLogger(__name__)
 _READ_AHEAD_KIB: Final = 4096
 """Lets the kernel send 1 MiB READs, several at a time; the INIT answer can only lower it."""
 _MAX_LOG_BYTES: Final = 8 << 20
-_BACKOFF_S: Final = (0.0, 0.0, 0.1, 0.5, 2.0, 5.0)
+_BACKOFF_S: Final = (0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
+"""A start costs some 50 ms of one processor, a pause keeps everybody waiting who needs the core."""
+_FREE_RESTARTS: Final = 4
+"""Fronts that may die young one after the other before the next one waits; a poison request takes three."""
 _CALM_S: Final = 30.0
-"""A core that lived this long starts the backoff anew."""
+"""A core that lived this long, or was killed from outside after it was ready, starts the backoff anew."""
 
 
 class _StartFailedError(FanoutError):
@@ -65,6 +71,7 @@ def serve(config: MountConfig, ready_fd: int) -> int:
             _open_log(config.log_file or volume_path / "fanoutfs.log")
         setup_log = partial(logs.setup, config.log_level)
         setup_log("keeper")
+        _raise_descriptor_limit()
         cache.remove_other_volumes(volume_path, config.cache_size // 2)
         control = _bind_control(control_socket(config.mountpoint))
         shared = SharedState()
@@ -99,6 +106,8 @@ class Keeper:
         self._restarts = 0
         self._core_started = 0.0
         self._is_ending = False
+        self._front_failures: dict[int, int] = {}
+        self._due_fronts: dict[int, float] = {}
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup.setblocking(False)
         self._wakeup_writer.setblocking(False)
@@ -168,63 +177,86 @@ class Keeper:
     # --- watch -------------------------------------------------------------------------------------------------
 
     def _watch(self, mounted: Mounted) -> None:
+        # Not /dev/fuse: the kernel wakes whoever polls it for every single request.  A front tells when it is gone.
         poller = select.poll()
-        poller.register(mounted.fuse_fd, 0)  # POLLERR: unmounted or aborted
         poller.register(self._wakeup, select.POLLIN)
         while not self._is_ending:
-            ready = dict(poller.poll())
-            if mounted.fuse_fd in ready:
-                log.info("the mount is gone")
-                return
-            if self._wakeup.fileno() in ready:
+            if poller.poll(self._until_next_front_ms()):
                 numbers = set(self._wakeup.recv(4096))
                 if numbers & {signal.SIGTERM, signal.SIGINT}:
                     log.info("asked to end")
                     return
                 self._attend(reap(), mounted)
+            self._start_due_fronts(mounted)
+        log.info("the mount is gone")
 
     def _attend(self, deaths: list[Death], mounted: Mounted) -> None:
         """Replace what died.  A dead core takes its generation with it."""
-        resend = False
         for death in deaths:
             if death.pid in self._generation.front_pids:
-                number = self._generation.front_pids[death.pid]
                 if death.exit_code == EXIT_UNMOUNTED:
                     self._is_ending = True
                     return
-                log.error("front died number=%d: %s", number, death)
-                self._generation.note_front_death(death)
-                if not mounted.offer.offers(InitFlag.HAS_RESEND):
-                    self._fail_lost_requests(mounted)
-                self._generation.start_front(number, mounted)
-                bump(self._estate.shared.row(KEEPER_ROW), Count.RESTARTS_FRONT)
-                resend = True
+                self._note_front_death(death, mounted)
+            elif death.pid == self._generation.notifier_pid and death.exit_code != 0:
+                # (0: the core ended first.)  The core may wait for what it was writing: both begin anew.
+                log.error("notifier died: %s", death)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._generation.core_pid, signal.SIGKILL)
         core_deaths = [death for death in deaths if death.pid == self._generation.core_pid]
         if core_deaths:
             log.error("core died: %s", core_deaths[0])
             self._generation.note_core_death(core_deaths[0])
+            if core_deaths[0].was_killed or time.monotonic() - self._core_started > _CALM_S:
+                self._restarts = 0
             self._replace_generation(mounted)
-            return
-        if resend:
+
+    def _note_front_death(self, death: Death, mounted: Mounted) -> None:
+        """Plan a dead front's successor: at once, or after a while when fronts do not live."""
+        shared = self._estate.shared
+        number = self._generation.front_pids[death.pid]
+        log.error("front died number=%d: %s", number, death)
+        unique = self._generation.note_front_death(death)
+        if unique and not mounted.offer.offers(InitFlag.HAS_RESEND):
+            self._fail_requests([unique], mounted)
+        lived_s = (time.monotonic_ns() - shared.row(FIRST_FRONT_ROW + number)[STARTED_NS]) / 1e9
+        failures = 0 if death.was_killed or lived_s > 1.0 else self._front_failures.get(number, 0) + 1
+        self._front_failures[number] = failures
+        delay_s = _BACKOFF_S[min(max(0, failures - _FREE_RESTARTS), len(_BACKOFF_S) - 1)]
+        self._due_fronts[number] = time.monotonic() + delay_s
+
+    def _until_next_front_ms(self) -> float | None:
+        if not self._due_fronts:
+            return None
+        return max(0.0, min(self._due_fronts.values()) - time.monotonic()) * 1000 + 1
+
+    def _start_due_fronts(self, mounted: Mounted) -> None:
+        now = time.monotonic()
+        due = [number for number, when in self._due_fronts.items() if when <= now]
+        for number in due:
+            del self._due_fronts[number]
+            self._generation.start_front(number, mounted)
+            bump(self._estate.shared.row(KEEPER_ROW), Count.RESTARTS_FRONT)
+        if due:
             self._resend(mounted)
 
     def _replace_generation(self, mounted: Mounted) -> None:
         """Begin a new generation; try again, ever more slowly, while its core dies at start."""
         shared = self._estate.shared
-        if time.monotonic() - self._core_started > _CALM_S:
-            self._restarts = 0
         while True:
             self._generation.end()
+            self._due_fronts.clear()
             if not mounted.offer.offers(InitFlag.HAS_RESEND):
-                self._fail_lost_requests(mounted)
+                self._fail_requests(shared.lost_requests(self._estate.config.front_count()), mounted)
             shared.clear_in_flight()
-            time.sleep(_BACKOFF_S[min(self._restarts, len(_BACKOFF_S) - 1)])
-            self._restarts += 1
             self._number += 1
             bump(shared.row(KEEPER_ROW), Count.RESTARTS_CORE)
             self._generation = Generation(self._estate, self._number)
             self._generation.start_fronts(mounted)
             self._resend(mounted)
+            # The fronts serve what is cached meanwhile.
+            time.sleep(_BACKOFF_S[min(self._restarts, len(_BACKOFF_S) - 1)])
+            self._restarts += 1
             try:
                 self._start_core()
             except _StartFailedError as error:
@@ -252,15 +284,13 @@ class Keeper:
             except OSError as error:
                 log.warning("NOTIFY_RESEND failed: %s", error)
 
-    def _fail_lost_requests(self, mounted: Mounted) -> None:
-        """On kernels before 6.9 nothing is delivered again: answer EIO, or the readers would wait for ever."""
-        lost = self._estate.shared.lost_requests(self._estate.config.front_count())
+    @staticmethod
+    def _fail_requests(lost: list[int], mounted: Mounted) -> None:
+        """Answer EIO.  On kernels before 6.9 nothing is delivered again and the readers would wait for ever."""
         log.error("requests lost with a dead process answered EIO count=%d", len(lost))
         for unique in lost:
-            try:
-                os.write(mounted.fuse_fd, encode_error(unique, 5))
-            except OSError:
-                pass  # answered meanwhile
+            with contextlib.suppress(OSError):  # answered meanwhile
+                os.write(mounted.fuse_fd, encode_error(unique, errno.EIO))
 
     # --- end ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +302,8 @@ class Keeper:
             pass
         except MountBusyError as error:
             log.warning("ending a mount in use: %s", error)
-            attach.unmount(mountpoint, lazy=True)
+            # Force: whoever waits for an answer gets an error now, or could not be ended, and neither could we.
+            attach.unmount(mountpoint, lazy=True, force=os.geteuid() == 0)
         except FanoutError as error:
             log.error("cannot unmount: %s", error)
 
@@ -290,6 +321,12 @@ def _open_log(path: Path) -> None:
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
+
+
+def _raise_descriptor_limit() -> None:
+    """Take as many descriptors as the system grants: fronts and core keep one per cached file in use."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _bind_control(path: Path) -> socket.socket:

@@ -33,6 +33,7 @@ CURRENT_OPCODE: Final = 242
 # Words of every row.  Writer: the keeper.
 PID: Final = 243
 STARTED_NS: Final = 244
+"""Monotonic time; of the core's row: since when it serves, 0 while it is starting."""
 GENERATION: Final = 245
 
 SLOTS_PER_FRONT: Final = 1024
@@ -45,15 +46,28 @@ SLOT_OFFSET: Final = 3
 SLOT_SIZE_TRIES: Final = 4  # tries << 32 | size
 SLOT_STARTED_NS: Final = 5
 
-SUSPECTS: Final = 256
+SUSPECTS: Final = 1 << 15
+"""Twice what can be in flight at once: a suspect that lost its entry would look innocent and kill for ever."""
+_PROBES: Final = 16
+"""A request's entry is one of so many, from its number on; the weakest of them gives way to a newcomer."""
 # Writer of the suspect table: the keeper, while no front runs or reads what it changes.
 _TOKEN_WORD: Final = 0
-"""Unique of the suspect request that the core works on; 0: none.  Writer: the front that takes it, whoever answers."""
+"""Unique of the suspect request that is on trial in the core; 0: none.  Writer: the front that takes it, whoever
+answers, the keeper when a front died (it may have been about to give it back)."""
+_TOKEN_SINCE_WORD: Final = 1
+"""Monotonic ns when it was taken.  Writer: the front that takes it."""
+_SUSPECTS_AT: Final = 2
 
 SUSPICION_CRASH: Final = 4
 """Weight of being in flight when a process ended by itself (a crash, an exception nobody caught)."""
 SUSPICION_KILL: Final = 1
-"""The same when the process was killed from outside (kill -9, out of memory): most likely no fault of the request."""
+"""The same when the process was killed from outside (kill -9, out of memory): most likely no fault of the request.
+Also of a suspect that had stood its trial and was still in flight when a later request crashed the core."""
+SUSPICION_SHARED: Final = 2
+"""Of the request on trial, when others that nobody suspected yet were in flight as well."""
+TRIAL_NS: Final = 50_000_000
+"""How long a suspect is alone with the core.  A request that kills does so at once as a rule; waiting for each to be
+answered would keep all others back for as long as a slow store takes, one after the other."""
 SUSPICION_LIMIT: Final = 12
 """From here on a request is poison and gets EIO: the third crash, or the twelfth kill."""
 
@@ -61,7 +75,7 @@ SCRATCH_SLOTS: Final = 32
 SCRATCH_BYTES: Final = MIB
 
 _INFLIGHT_WORDS: Final = MAX_FRONTS * SLOTS_PER_FRONT * SLOT_WORDS
-_SUSPECT_WORDS: Final = 1 + SUSPECTS * 2
+_SUSPECT_WORDS: Final = _SUSPECTS_AT + SUSPECTS * 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +164,7 @@ class SharedState:
     def suspicion(self, unique: int) -> int:
         """Return how strongly this request is suspected of killing processes; 0: not at all."""
         unique &= ~UNIQUE_RESEND
-        for index in range(1, _SUSPECT_WORDS, 2):
+        for index in self._places(unique):
             if self._suspects[index] == unique:
                 return self._suspects[index + 1]
         return 0
@@ -158,27 +172,35 @@ class SharedState:
     def suspect(self, unique: int, weight: int) -> int:
         """Add to the suspicion against a request and return the sum.  Keeper only."""
         unique &= ~UNIQUE_RESEND
-        free = 1
-        for index in range(1, _SUSPECT_WORDS, 2):
-            if self._suspects[index] == unique:
-                free = index
-                break
-            if self._suspects[index + 1] < self._suspects[free + 1]:
-                free = index
-        else:
-            self._suspects[free] = unique
-            self._suspects[free + 1] = 0
-        self._suspects[free + 1] += weight
-        return self._suspects[free + 1]
+        places = self._places(unique)
+        at = next((index for index in places if self._suspects[index] == unique), 0)
+        if not at:
+            at = min(places, key=lambda index: self._suspects[index + 1])
+            self._suspects[at] = unique
+            self._suspects[at + 1] = 0
+        self._suspects[at + 1] += weight
+        return self._suspects[at + 1]
+
+    @staticmethod
+    def _places(unique: int) -> list[int]:
+        """Return where a request's entry may be.  The kernel counts its requests in steps of 2."""
+        return [_SUSPECTS_AT + ((unique >> 1) + step) % SUSPECTS * 2 for step in range(_PROBES)]
 
     @property
     def suspect_in_core(self) -> int:
-        """Return the unique of the suspect that is in the core now, or 0."""
+        """Return the unique of the suspect that is on trial in the core now, or 0."""
         return self._suspects[_TOKEN_WORD]
 
     @suspect_in_core.setter
     def suspect_in_core(self, unique: int) -> None:
+        self._suspects[_TOKEN_SINCE_WORD] = time.monotonic_ns()
         self._suspects[_TOKEN_WORD] = unique
+
+    def may_try_suspect(self) -> bool:
+        """Tell whether the next suspect may go to the core: it serves, and no other one is on trial."""
+        if not self._words[CORE_ROW * ROW_WORDS + STARTED_NS]:
+            return False
+        return not self.suspect_in_core or time.monotonic_ns() - self._suspects[_TOKEN_SINCE_WORD] > TRIAL_NS
 
     # --- scratch slots -----------------------------------------------------------------------------------------
     # The core marks a slot with the time it filled it and names slot and length to a front.  The front copies the

@@ -1,7 +1,7 @@
 """What keeper and children tell each other over a SOCK_SEQPACKET pair: one JSON object a packet.
 
 core → keeper   {"ready": true}  or  {"failed": exit code, "message": "one line"}
-keeper → core   {"go": true, "has_epoch": bool} with the /dev/fuse descriptor (SCM_RIGHTS): the mount exists
+keeper → core   {"go": true, "has_epoch": bool}: the mount exists
 """
 
 import json
@@ -13,9 +13,8 @@ from fanoutfs.errors import DaemonDiedError, FanoutError
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """The keeper has mounted.  fuse_fd: for notifications only."""
+    """The keeper has mounted.  has_epoch: all names can be expired at once."""
 
-    fuse_fd: int
     has_epoch: bool
 
 
@@ -51,12 +50,10 @@ def receive_outcome(channel: socket.socket) -> Failure | None:
 
 def send_go(channel: socket.socket, go: Go) -> None:
     """Keeper: tell that the mount exists."""
-    socket.send_fds(channel, [json.dumps({"go": True, "has_epoch": go.has_epoch}).encode()], [go.fuse_fd])
+    channel.send(json.dumps({"go": True, "has_epoch": go.has_epoch}).encode())
 
 
 def receive_go(channel: socket.socket) -> Go | None:
     """Core: wait for the mount; None when the keeper gave up."""
-    packet, descriptors, _flags, _address = socket.recv_fds(channel, 4096, 1)
-    if not packet:
-        return None
-    return Go(descriptors[0], bool(json.loads(packet)["has_epoch"]))
+    packet = channel.recv(4096)
+    return Go(bool(json.loads(packet)["has_epoch"])) if packet else None

@@ -96,6 +96,8 @@ def patched_mount(children: Children) -> Iterator[Mounter]:
             children.end()
             for process in processes:
                 _end(process)
+            for mount in mounts:
+                print((mount.path.parent / "log").read_text(errors="replace")[-20_000:])
     check_nothing_left([mount.path.parent for mount in mounts], [mount.path for mount in mounts])
 
 

@@ -104,8 +104,9 @@ def front_raises() -> None:
     """Every handler of a front raises, as long as the mark `raise` exists."""
     from fanoutfs.front.handlers import Handlers
 
-    for name in ("lookup", "getattr", "statfs", "readdir", "readdirplus", "read", "finish"):
+    for name in ("lookup", "getattr", "statfs", "readdir", "readdirplus", "read"):
         setattr(Handlers, name, _raising(getattr(Handlers, name)))
+    Handlers.finish = _raising(Handlers.finish, "raise-finish")  # type: ignore[method-assign]
 
 
 def fill_raises() -> None:
@@ -118,8 +119,8 @@ def fill_raises() -> None:
     Listings._list = _raising_async(Listings._list)  # type: ignore[method-assign]
 
 
-def _is_marked() -> bool:
-    return (_DIRECTORY / "raise").exists()
+def _is_marked(mark: str = "raise") -> bool:
+    return (_DIRECTORY / mark).exists()
 
 
 def _note(function: Any) -> None:
@@ -127,9 +128,9 @@ def _note(function: Any) -> None:
         stream.write(f"{function.__name__}\n")
 
 
-def _raising(function: Any) -> Any:
+def _raising(function: Any, mark: str = "raise") -> Any:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        if _is_marked():
+        if _is_marked(mark):
             _note(function)
             raise FaultError(function.__name__)
         return function(*args, **kwargs)

@@ -92,12 +92,20 @@ def test_every_front_handler_raises_eio(bucket: Bucket, patched_mount: Mounter, 
     assert children.start(errno_of, os.stat, mount.path / "a/absent").result() == errno.EIO
     assert children.start(errno_of, os.statvfs, mount.path).result() == errno.EIO
     assert children.start(read_errno, mount.path / "a/small").result() == errno.EIO
+    # The name was never looked up; the directory below is known, its listing is not: readdirplus, relayed and finished.
     assert children.start(errno_of, os.listdir, mount.path / "c").result() == errno.EIO
     marked.unlink()
-    check_alive(mount, "b")
-    # `finish` is met by what is relayed: with all others healthy.
-    assert {"lookup", "statfs", "read"} <= raised(mount)
+    assert os.stat(mount.path / "c")
+    mark(mount)
+    assert children.start(errno_of, os.listdir, mount.path / "c").result() == errno.EIO
     assert raised(mount) & {"readdir", "readdirplus"}
+    marked.unlink()
+    mark(mount, "raise-finish")
+    assert children.start(errno_of, os.listdir, mount.path / "c").result() == errno.EIO
+    assert "finish" in raised(mount)
+    (mount.path.parent / "raise-finish").unlink()
+    check_alive(mount, "b")
+    assert {"lookup", "statfs", "read"} <= raised(mount)
     for directory in ("a", "c"):
         check_alive(mount, directory)
 

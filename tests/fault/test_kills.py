@@ -199,7 +199,7 @@ def test_requests_in_flight_when_the_core_is_killed_go_on_side_by_side(
     bodies = {f"file{index}": content(index, 2 * KIB + index) for index in range(READERS)}
     for name, body in bodies.items():
         bucket.put(name, body)
-    mount = mount_of(bucket.url, "--op-timeout", "20s", endpoint=proxy.endpoint, env=bucket.env)
+    mount = mount_of(bucket.url, "--op-timeout", "9s", endpoint=proxy.endpoint, env=bucket.env)
     os.listdir(mount.path)
     proxy.fault("stall", match="file", count=1000, method="GET")
     readers = [children.start(read_digest, mount.path / name) for name in bodies]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from fanoutfs.records import BLOCK_BYTES, KIB, MIB, PART_BYTES
 from tests.model.consistency import check_index
@@ -36,8 +36,45 @@ SIZES: Final = st.one_of(
 KEY: Final = st.sampled_from(KEYS)
 PATH: Final = st.sampled_from(sorted({*KEYS, *DIRECTORIES[1:], "d/absent", "absent", "d/e/absent/x"}))
 FRACTION: Final = st.integers(0, 1000)
-TROUBLES: Final = ("drop_caches", "kill_front", "kill_core", "remount")
+KEEP: Final = "keep"
+"""Name of an object in each directory of a source that goes on listing empty ones."""
 _OPEN_AT_MOST: Final = 6
+
+_LOOK: Final = {"path": PATH, "exact": st.booleans()}
+RULES: Final[dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]]] = {
+    "put": (90, {"key": KEY, "size": SIZES, "seed": st.integers(0, 3)}),
+    "delete": (25, {"at": FRACTION}),
+    "delete_subtree": (8, {"at": FRACTION}),
+    "invalidate": (20, {"path": PATH}),
+    "read_whole": (90, _LOOK),
+    "read_range": (60, {**_LOOK, "at": FRACTION, "length": st.sampled_from([1, 4096, 100_000, BLOCK_BYTES, 3 * MIB])}),
+    "stat": (40, _LOOK),
+    "listdir": (30, {"directory": st.sampled_from(DIRECTORIES), "exact": st.booleans()}),
+    "walk": (15, {}),
+    "absent": (20, {"name": st.sampled_from(["nothing", "a b", "\udcff", "-"]), "directory": st.sampled_from(DIRECTORIES)}),
+    "open_file": (30, {"at": FRACTION}),
+    "read_open": (80, {"which": FRACTION, "at": FRACTION, "length": st.sampled_from([1, 5000, MIB, 16 * MIB])}),
+    "close_file": (20, {"which": FRACTION}),
+    "forget_pages": (40, {"path": PATH}),
+    "corrupt": (15, {"at": FRACTION, "where": FRACTION}),
+    "drop_caches": (2, {}),
+    "remount": (2, {}),
+    "kill_front": (2, {}),
+    "kill_core": (2, {}),
+}
+"""Name of a method → how often of about 590, and its arguments.  One weighted rule instead of one for each: hypothesis
+switches rules off for whole examples, which leaves most trees empty."""
+NEEDS: Final = {
+    "delete": "deletable",
+    "delete_subtree": "deletable",
+    "open_file": "can_open",
+    "read_open": "open",
+    "close_file": "open",
+    "corrupt": "objects",
+}
+ACTIONS: Final = st.sampled_from([name for name, (weight, _arguments) in RULES.items() for _n in range(weight)]).flatmap(
+    lambda name: st.tuples(st.just(name), st.fixed_dictionaries(RULES[name][1]))
+)
 
 
 class ReadsMachine(RuleBasedStateMachine):
@@ -54,16 +91,22 @@ class ReadsMachine(RuleBasedStateMachine):
         self.top = f"x{self.examples}"
         self.reference = Reference()
         self.open: list[tuple[int, str, Put]] = []
-        self.troubles: list[str] = []
         self.steps = 0
+        if self.source.keeps_directories:
+            for directory in DIRECTORIES:
+                self._put(f"{directory}/{KEEP}".lstrip("/"), Put(1, 9))
 
     # --- what underlies the rules ------------------------------------------------------------------------------
 
-    def step(self, name: str) -> None:
-        """Count one step.  Those of the first example do not count: hypothesis makes it as simple as can be."""
-        self.steps += 1
-        if self.examples > 1:
-            self.statistics[name] += 1
+    @property
+    def objects(self) -> dict[str, Put]:
+        """Return the current objects."""
+        return self.reference.objects
+
+    @property
+    def can_open(self) -> bool:
+        """Tell whether there is something to open and room for a descriptor."""
+        return bool(self.objects) and len(self.open) < _OPEN_AT_MOST
 
     @property
     def root(self) -> Path:
@@ -76,15 +119,15 @@ class ReadsMachine(RuleBasedStateMachine):
 
     def tell(self, path: str) -> None:
         """Make the mount see every change on the way to a path."""
-        if "" not in self.reference.told_at or state_of(self.reference.objects, "") is None or self._top_changed():
+        if "" not in self.reference.told_at or state_of(self.objects, "") is None or self._top_changed():
             self.mount.invalidate()
-            self.told_empty = not self.reference.objects
+            self.told_empty = not self.objects
             if self.told_empty:
                 for known in DIRECTORIES:
                     self.reference.told(known)
                 return
         for directory in ancestors(path):
-            if directory and state_of(self.reference.objects, directory) != DIRECTORY:
+            if directory and state_of(self.objects, directory) != DIRECTORY:
                 self.reference.told(directory)
                 continue
             if self.reference.needs_telling(directory):
@@ -93,7 +136,7 @@ class ReadsMachine(RuleBasedStateMachine):
 
     def _top_changed(self) -> bool:
         since = self.reference.told_at.get("", 0)
-        return len({bool(objects) for objects in self.reference.history[since:]}) > 1 or not self.reference.objects
+        return len({bool(objects) for objects in self.reference.history[since:]}) > 1 or not self.objects
 
     def change(self, objects: dict[str, Put]) -> None:
         """Enter a new state of the objects."""
@@ -103,7 +146,7 @@ class ReadsMachine(RuleBasedStateMachine):
         """Return (what the mount may show, whether ESTALE is allowed)."""
         if exact:
             self.tell(path)
-            return [state_of(self.reference.objects, path)], False
+            return [state_of(self.objects, path)], False
         return self.reference.candidates(path), not self.reference.is_certain(path)
 
     def observe(self, path: str, look: Callable[[str], Any], *, exact: bool) -> tuple[Any, list[State]]:
@@ -117,77 +160,68 @@ class ReadsMachine(RuleBasedStateMachine):
             return error.errno, allowed
         return seen, allowed
 
-    @initialize(troubles=st.lists(st.sampled_from(TROUBLES), max_size=3))
-    def draw_troubles(self, troubles: list[str]) -> None:
-        self.troubles = troubles
+    @rule(action=ACTIONS)
+    def act(self, action: tuple[str, dict[str, Any]]) -> None:
+        name, arguments = action
+        needs = NEEDS.get(name)
+        if needs and not getattr(self, needs):
+            # Nothing there yet to do it with.
+            name, arguments = "put", {"key": KEYS[self.steps % len(KEYS)], "size": 4096 * self.steps, "seed": 0}
+        self.steps += 1
+        if self.examples > 1:  # the first example is as simple as hypothesis can make it, and does not count
+            self.statistics[name] += 1
+        getattr(self, name)(**arguments)
 
     # --- changes underneath ------------------------------------------------------------------------------------
 
-    def _free_way(self, key: str, objects: dict[str, Put]) -> None:
-        """Delete what a source that cannot hold both has in a key's way."""
-        for other in list(objects):
-            if other.startswith(key + "/") or key.startswith(other + "/"):
-                self.source.delete(f"{self.top}/{other}")
-                del objects[other]
-
-    @rule(key=KEY, size=SIZES, seed=st.integers(0, 3))
-    def put(self, key: str, size: int, seed: int) -> None:
-        self.step("put")
-        objects = dict(self.reference.objects)
-        if not self.source.keeps_both:
-            self._free_way(key, objects)
-            if objects != self.reference.objects:
-                self.change(dict(objects))
-        made = Put(size, seed)
+    def _put(self, key: str, made: Put) -> None:
         self.source.put(f"{self.top}/{key}", made.content)
-        self.change({**objects, key: made})
+        self.change({**self.objects, key: made})
 
-    @precondition(lambda self: self.reference.objects)
-    @rule(at=FRACTION)
-    def delete(self, at: int) -> None:
-        self.step("delete")
-        objects = dict(self.reference.objects)
-        key = sorted(objects)[at % len(objects)]
+    def _delete(self, key: str) -> None:
         self.source.delete(f"{self.top}/{key}")
-        del objects[key]
-        self.change(objects)
+        self.change({other: made for other, made in self.objects.items() if other != key})
 
-    @precondition(lambda self: any("/" in key for key in self.reference.objects))
-    @rule(at=FRACTION)
+    @property
+    def deletable(self) -> list[str]:
+        """Return the keys that may go: all but those that keep directories."""
+        return sorted(key for key in self.objects if key.rpartition("/")[2] != KEEP)
+
+    def put(self, key: str, size: int, seed: int) -> None:
+        while self.source.keeps_directories and key in DIRECTORIES:
+            key += "/x"
+        if not self.source.keeps_both:
+            for other in list(self.objects):
+                if other.startswith(key + "/") or key.startswith(other + "/"):
+                    self._delete(other)
+        self._put(key, Put(size, seed))
+
+    def delete(self, at: int) -> None:
+        self._delete(self.deletable[at % len(self.deletable)])
+
     def delete_subtree(self, at: int) -> None:
-        self.step("delete_subtree")
-        objects = dict(self.reference.objects)
-        tops = sorted({key.split("/")[0] for key in objects if "/" in key})
-        prefix = tops[at % len(tops)] + "/"
-        for key in [key for key in objects if key.startswith(prefix)]:
-            self.source.delete(f"{self.top}/{key}")
-            del objects[key]
-            self.change(dict(objects))
+        tops = sorted({key.split("/")[0] for key in self.deletable})
+        top = tops[at % len(tops)]
+        for key in self.deletable:
+            if key == top or key.startswith(top + "/"):
+                self._delete(key)
 
-    @rule(path=PATH)
     def invalidate(self, path: str) -> None:
-        self.step("invalidate")
         self.tell(path + "/x")
 
     # --- looking -----------------------------------------------------------------------------------------------
 
-    @rule(path=PATH, exact=st.booleans())
     def read_whole(self, path: str, exact: bool) -> None:
-        self.step("read_whole")
         seen, allowed = self.observe(path, read_file, exact=exact)
         check_read(path, seen, allowed, lambda content: content)
 
-    @rule(path=PATH, at=FRACTION, length=st.sampled_from([1, 4096, 100_000, BLOCK_BYTES, 3 * MIB]), exact=st.booleans())
     def read_range(self, path: str, at: int, length: int, exact: bool) -> None:
-        self.step("read_range")
         sizes = [state.size for state in self.reference.candidates(path) if isinstance(state, Put)] or [0]
         offset = sizes[-1] * at // 1000
         seen, allowed = self.observe(path, lambda found: read_file(found, offset, length), exact=exact)
         check_read(path, seen, allowed, lambda content: content[offset : offset + length])
 
-    @rule(path=PATH, exact=st.booleans())
     def stat(self, path: str, exact: bool) -> None:
-        self.step("stat")
         seen, allowed = self.observe(path, os.stat, exact=exact)
         if isinstance(seen, os.stat_result):
             seen = DIRECTORY if stat.S_ISDIR(seen.st_mode) else seen.st_size
@@ -198,19 +232,18 @@ class ReadsMachine(RuleBasedStateMachine):
             expected.append(errno.ENOTDIR)  # something above the name is a file
         assert not allowed or seen in expected, f"stat of {path}: {seen}, expected one of {expected}"
 
-    @rule(directory=st.sampled_from(DIRECTORIES), exact=st.booleans())
     def listdir(self, directory: str, exact: bool) -> None:
-        self.step("listdir")
         if exact:
             self.tell(directory + "/x" if directory else "x")
-            allowed = [children(self.reference.objects, directory)]
+            allowed = [children(self.objects, directory)]
         else:
             allowed = self.reference.listings(directory)
         try:
             seen = set(os.listdir(self.path(directory)))
         except NotADirectoryError:
-            states = [state_of(objects, directory) for objects in self.reference.history]
-            assert any(isinstance(state, Put) for state in states), f"{directory} never was a file"
+            ways = [*ancestors(directory), directory]
+            states = [state_of(objects, way) for objects in self.reference.history for way in ways]
+            assert any(isinstance(state, Put) for state in states), f"{directory} never was a file, nor lay in one"
             assert not exact or not allowed[0], f"{directory} is not listed as a directory"
             return
         except FileNotFoundError:
@@ -223,12 +256,10 @@ class ReadsMachine(RuleBasedStateMachine):
         possible = [set(listing) for listing in allowed]
         assert seen in possible, f"{directory} lists {seen}, expected one of {possible}"
 
-    @rule()
     def walk(self) -> None:
-        self.step("walk")
         for directory in DIRECTORIES:
             self.tell(directory + "/x" if directory else "x")
-        objects = self.reference.objects
+        objects = self.objects
         found: dict[str, int] = {}
         for folder, subfolders, names in os.walk(self.root, onerror=raise_error if objects else None):
             below = os.path.relpath(folder, self.root)
@@ -238,94 +269,62 @@ class ReadsMachine(RuleBasedStateMachine):
         expected = {key: made.size for key, made in objects.items() if state_of(objects, key) is made}
         assert found == expected
 
-    @rule(name=st.sampled_from(["nothing", "a b", "\udcff", "-"]), directory=st.sampled_from(DIRECTORIES))
     def absent(self, name: str, directory: str) -> None:
-        self.step("absent")
         seen, _allowed = self.observe(f"{directory}/{name}" if directory else name, os.stat, exact=False)
         assert seen in (None, errno.ENOENT, errno.ENOTDIR), f"{directory}/{name}: {seen}"
 
     # --- descriptors kept over changes -------------------------------------------------------------------------
 
-    @precondition(lambda self: self.reference.objects and len(self.open) < _OPEN_AT_MOST)
-    @rule(at=FRACTION)
     def open_file(self, at: int) -> None:
-        self.step("open_file")
-        objects = self.reference.objects
+        objects = self.objects
         shown = sorted(key for key, made in objects.items() if state_of(objects, key) is made)
         key = shown[at % len(shown)]
         self.tell(key)
         self.open.append((os.open(self.path(key), os.O_RDONLY), key, objects[key]))
 
-    @precondition(lambda self: self.open)
-    @rule(which=FRACTION, at=FRACTION, length=st.sampled_from([1, 5000, MIB, 16 * MIB]))
     def read_open(self, which: int, at: int, length: int) -> None:
-        self.step("read_open")
         fd, key, made = self.open[which % len(self.open)]
         offset = made.size * at // 1000 if length < 16 * MIB else 0
         try:
             seen = b"".join(chunks(fd, offset, length))
         except OSError as error:
             assert error.errno == errno.ESTALE, f"{key}: {error}"
-            assert self.reference.objects.get(key) is not made, f"{key}: ESTALE although the object is unchanged"
+            assert self.objects.get(key) is not made, f"{key}: ESTALE although the object is unchanged"
             self.statistics["(ESTALE from an open file)"] += 1
             return
         assert seen == made.content[offset : offset + length], f"open {key} at {offset}: {describe(seen, made)}"
-        if self.reference.objects.get(key) is not made:
+        if self.objects.get(key) is not made:
             self.statistics["(old bytes from an open file)"] += 1
 
-    @precondition(lambda self: self.open)
-    @rule(which=FRACTION)
     def close_file(self, which: int) -> None:
-        self.step("close_file")
         os.close(self.open.pop(which % len(self.open))[0])
 
     # --- trouble -----------------------------------------------------------------------------------------------
 
-    @rule(path=PATH)
     def forget_pages(self, path: str) -> None:
-        self.step("forget_pages")
         with contextlib.suppress(OSError):
             forget_pages(self.path(path))
 
-    @precondition(lambda self: self.may("drop_caches", 4))
-    @rule()
     def drop_caches(self) -> None:
-        self.step("drop_caches")
-        self.troubles.remove("drop_caches")
         Path("/proc/sys/vm/drop_caches").write_text("3\n", encoding="ascii")
 
-    @precondition(lambda self: self.may("remount", 20))
-    @rule()
     def remount(self) -> None:
-        self.step("remount")
-        self.troubles.remove("remount")
         self._close_all()
         self.mount.stop()
         self.mount.start()
 
-    @precondition(lambda self: self.may("kill_front", 10))
-    @rule()
     def kill_front(self) -> None:
-        self.step("kill_front")
-        self.troubles.remove("kill_front")
         before = self.mount.status()["front_pids"]
         os.kill(before[0], signal.SIGKILL)
         wait_until(lambda: before[0] not in self.mount.status()["front_pids"], "a new front")
 
-    @precondition(lambda self: self.may("kill_core", 15))
-    @rule()
     def kill_core(self) -> None:
-        self.step("kill_core")
-        self.troubles.remove("kill_core")
         before = self.mount.status()["core_pid"]
         os.kill(before, signal.SIGKILL)
         wait_until(lambda: self._core_pid() not in (None, before), "a new core")
 
-    @precondition(lambda self: self.reference.objects)
-    @rule(at=FRACTION, where=FRACTION)
     def corrupt(self, at: int, where: int) -> None:
-        self.step("corrupt")
-        objects = self.reference.objects
+        objects = self.objects
         shown = sorted(key for key, made in objects.items() if state_of(objects, key) is made)
         key = shown[at % len(shown)]
         made = objects[key]
@@ -336,10 +335,6 @@ class ReadsMachine(RuleBasedStateMachine):
             self.statistics["(bytes flipped)"] += 1
         forget_pages(path)
         assert read_file(path) == made.content, f"{key} after a cached byte was flipped"
-
-    def may(self, name: str, after: int) -> bool:
-        """Tell whether this trouble may come now: once for each time it was drawn, after something has happened."""
-        return name in self.troubles and self.steps >= after
 
     def _core_pid(self) -> int | None:
         try:
@@ -355,7 +350,7 @@ class ReadsMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self._close_all()
-        for key in self.reference.objects:
+        for key in self.objects:
             self.source.delete(f"{self.top}/{key}")
         check_index(self.mount.volume())
 

@@ -20,6 +20,8 @@ class Source(Protocol):
     env: Mapping[str, str]
     keeps_both: bool
     """`a` and `a/b` can both be objects."""
+    keeps_directories: bool
+    """A prefix goes on being listed after its last object was deleted."""
 
     def put(self, key: str, body: bytes) -> None:
         """Write an object; never in place: a reader of the store sees the old or the new one."""
@@ -36,6 +38,7 @@ class BucketSource:
 
     bucket: Bucket
     keeps_both: bool
+    keeps_directories: bool
     options: tuple[str, ...] = ()
     url: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
@@ -62,6 +65,7 @@ class DirectorySource:
     aside: Path
     options: tuple[str, ...] = ()
     keeps_both: bool = False
+    keeps_directories: bool = False
     url: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,5 +1,6 @@
 """`status` and the client against a control server that says what the test wants."""
 
+import contextlib
 import json
 import os
 import socket
@@ -62,14 +63,20 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
                     connection, _ = listener.accept()
                 except OSError:
                     return
-                with connection:
+                # The client may hang up as soon as it has what it wants.
+                with connection, contextlib.suppress(ConnectionError):
                     requests.append(connection.makefile("rb").readline())
                     connection.sendall(answer)
 
-        threading.Thread(target=serve, daemon=True).start()
+        threads.append(threading.Thread(target=serve))
+        threads[0].start()
         return requests
 
+    threads: list[threading.Thread] = []
     yield start
+    if threads:
+        listener.shutdown(socket.SHUT_RDWR)  # wakes accept; close alone does not
+        threads[0].join()
     listener.close()
 
 

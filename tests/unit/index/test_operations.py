@@ -102,7 +102,12 @@ def test_name_that_is_gone_is_removed_with_everything_below(index: IndexEnvironm
 
     changes, _hidden = enter_listing(index, [file("a", size=1)])
 
-    assert changes == [Change(ChangeKind.REMOVED, ROOT_INO, b"d", directory)]
+    gone = {(ROOT_INO, b"d"): directory}
+    gone |= {(directory, name): ino for name, ino in below.items()}
+    gone |= {(below[b"e"], name): ino for name, ino in deepest.items()}
+    assert changes[0].ino == directory
+    assert {(change.parent, change.name): change.ino for change in changes} == gone
+    assert {change.kind for change in changes} == {ChangeKind.REMOVED}
     assert orphans(index) == {directory, *below.values(), *deepest.values()}
     assert totals(index) == (1, 1)
     assert names(index, directory) == names(index, below[b"e"]) == {}
@@ -120,8 +125,9 @@ def test_directory_that_becomes_a_file_is_replaced_when_the_listing_is_complete(
     enter_listing(index, [folder("a")])
     old = names(index)[b"a"]
     enter_listing(index, [file("x", size=9, prefix="a/")], parent=old)
+    below = names(index, old)[b"x"]
     changes, hidden = enter_listing(index, [file("a", size=3)])
-    assert changes == [Change(ChangeKind.REPLACED, ROOT_INO, b"a", old)]
+    assert changes == [Change(ChangeKind.REPLACED, ROOT_INO, b"a", old), Change(ChangeKind.REMOVED, old, b"x", below)]
     assert (hidden, totals(index)) == (0, (1, 3))
 
 
@@ -319,7 +325,7 @@ def test_failed_operation_leaves_nothing(index: IndexEnvironment) -> None:
 
 def test_names_with_any_bytes_come_back(index: IndexEnvironment) -> None:
     odd = ["\udcff\udcfe", "new\nline", "x" * 255, " ", "\x01"]
-    page = [replace(file(name), name=name.encode("utf-8", "surrogateescape")) for name in odd]
+    page = [replace(file("?"), key=name, name=name.encode("utf-8", "surrogateescape")) for name in odd]
     enter_listing(index, page)
     found = names(index)
     assert set(found) == {child.name for child in page}

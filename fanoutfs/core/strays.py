@@ -1,0 +1,60 @@
+"""Give back what the disk holds and the index does not know: what a process left behind that was killed at work.
+
+Runs once, in the background, when a mount begins: bytes of fills that were never published, of parts that were
+unpublished and not yet punched, and files of inodes that were freed.  Core, trio thread only.
+"""
+
+import logging
+from functools import partial
+from typing import Final
+
+import trio
+
+from fanoutfs.cache.files import CacheFiles
+from fanoutfs.core.space import Space
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.index.victims import present_blocks
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
+
+log = logging.getLogger(__name__)
+
+ALL_BLOCKS: Final = (1 << PART_BLOCKS) - 1
+
+
+async def collect_strays(
+    files: CacheFiles, environment: IndexEnvironment, reader: IndexReader, space: Space
+) -> None:
+    """Remove files without an inode and punch blocks without a record, then bring the cache under its cap."""
+    removed = reclaimed = 0
+    for folder in files.folders():
+        for ino, disk_bytes in await trio.to_thread.run_sync(partial(files.folder_contents, folder)):
+            with reader.begin() as txn:
+                inode = reader.inode(txn, ino)
+            if inode is None:
+                files.remove(ino)
+                removed += 1
+                continue
+            known_blocks, incomplete = await trio.to_thread.run_sync(
+                partial(_block_maps, environment, ino, inode.size_bytes)
+            )
+            if disk_bytes > known_blocks * BLOCK_BYTES:
+                for part in incomplete:
+                    # Looked at again, with no checkpoint before the fills are kept away.
+                    absent = ~present_blocks(environment, (ino, part)) & ALL_BLOCKS
+                    await space.reclaim((ino, part), absent)
+                reclaimed += 1
+    if removed or reclaimed:
+        log.info("strays collected files_removed=%d files_reclaimed=%d", removed, reclaimed)
+    await space.make_room()
+
+
+def _block_maps(environment: IndexEnvironment, ino: int, size_bytes: int) -> tuple[int, list[int]]:
+    """Return how many blocks of a file are cached, and which parts lack some.  Blocking: a large file has many."""
+    known, incomplete = 0, []
+    for part in range(-(-size_bytes // PART_BYTES)):
+        present = present_blocks(environment, (ino, part))
+        known += present.bit_count()
+        if present != ALL_BLOCKS:
+            incomplete.append(part)
+    return known, incomplete

@@ -1,0 +1,147 @@
+"""Cached bytes that were damaged behind our back: noticed, fetched again, never served."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fanoutfs.records import BLOCK_BYTES, KIB, MIB
+from tests.fault.children import Children, content, digest, read_digest
+from tests.fault.conftest import Mounter
+from tests.fault.test_kills import forget_pages, status_of
+from tests.support.mounts import Mount, wait_until
+from tests.support.servers import Bucket
+
+LARGE = content(1, 3 * MIB + 12345)
+SMALL = content(2, 9 * KIB)
+
+
+def cache_file(mount: Mount) -> Path:
+    """Return the one cache file of a large object."""
+    (path,) = (mount.volume() / "objects").glob("*/*")
+    return path
+
+
+def flip(path: Path, offset: int) -> None:
+    """Change one bit of a file in place."""
+    with open(path, "r+b") as stream:
+        stream.seek(offset)
+        byte = stream.read(1)
+        stream.seek(offset)
+        stream.write(bytes([byte[0] ^ 0x10]))
+
+
+def restart_fronts(mount: Mount) -> None:
+    """Kill all fronts and wait for the next ones."""
+    before = status_of(mount)["front_pids"]
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not set(before) & set(status_of(mount)["front_pids"]), "the fronts are replaced")
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "first byte": lambda path: flip(path, 0),
+    "in the middle": lambda path: flip(path, MIB + 5),
+    "last byte": lambda path: flip(path, len(LARGE) - 1),
+    "cut in half": lambda path: os.truncate(path, len(LARGE) // 2),
+    "cut by one byte": lambda path: os.truncate(path, len(LARGE) - 1),
+    "emptied": lambda path: os.truncate(path, 0),
+    "zeroed": lambda path: path.write_bytes(bytes(len(LARGE))),
+    "sparse": lambda path: (os.truncate(path, 0), os.truncate(path, len(LARGE))),
+    "deleted": lambda path: path.unlink(),
+    "replaced by a directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same fronts", "new fronts"])
+def test_damaged_cache_file_is_noticed_and_fetched_again(
+    restarted: bool, bucket: Bucket, mount_of: Mounter, children: Children
+) -> None:
+    # One mount for all kinds of damage, an object for each: mounting takes longer than the rest.
+    for number, _damage in enumerate(DAMAGES):
+        bucket.put(f"large{number}", content(number, len(LARGE)))
+    mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
+    for number, (damage, apply) in enumerate(DAMAGES.items()):
+        path = mount.path / f"large{number}"
+        expected = digest(content(number, len(LARGE)))
+        seen = set((mount.volume() / "objects").glob("*/*"))
+        assert read_digest(path) == expected
+        (cached,) = set((mount.volume() / "objects").glob("*/*")) - seen
+        before = mount.counters()
+        apply(cached)
+        if restarted:
+            restart_fronts(mount)
+        forget_pages(path)
+        assert children.start(read_digest, path).result() == expected, damage
+        after = mount.counters()
+        is_invisible = not cached.is_file() and not restarted  # fronts hold the bytes open
+        if damage == "replaced by a directory":
+            continue  # it cannot be repaired, and every read goes through
+        if not is_invisible:
+            assert after["verify_failures"] > before["verify_failures"], damage
+            fetched = after["backend_bytes"] - before["backend_bytes"]
+            assert 0 < fetched <= len(LARGE), damage
+            if damage in ("first byte", "in the middle"):
+                assert fetched == BLOCK_BYTES, "only what was damaged is fetched again"
+        forget_pages(path)
+        assert children.start(read_digest, path).result() == expected, damage
+        assert mount.counters()["backend_bytes"] == after["backend_bytes"], f"{damage}: cached again"
+    assert mount.counters()["restarts_core"] == 0
+
+
+def find_all(data: bytes, wanted: bytes) -> list[int]:
+    """Return every offset at which the bytes occur."""
+    found = []
+    at = data.find(wanted)
+    while at >= 0:
+        found.append(at)
+        at = data.find(wanted, at + 1)
+    return found
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["same fronts", "new fronts"])
+def test_damaged_small_content_is_noticed_and_fetched_again(
+    restarted: bool, bucket: Bucket, mount_of: Mounter, children: Children
+) -> None:
+    bucket.put("small", SMALL)
+    bucket.put("other", content(3, 9 * KIB))
+    mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
+    assert read_digest(mount.path / "small") == digest(SMALL)
+    assert read_digest(mount.path / "other") == digest(content(3, 9 * KIB))
+    store = mount.volume() / "small.lmdb"
+    for count, position in enumerate((0, 5 * KIB, len(SMALL) - 1, -3)):  # -3: in the checksum before the content
+        offsets = find_all(store.read_bytes(), SMALL[:KIB])
+        assert offsets, "the content is in the store"
+        for offset in offsets:
+            flip(store, offset + position)
+        if restarted:
+            restart_fronts(mount)
+        forget_pages(mount.path / "small")
+        assert children.start(read_digest, mount.path / "small").result() == digest(SMALL)
+        assert mount.counters()["verify_failures"] == count + 1
+        assert mount.counters()["backend_gets"] == 2 + count + 1
+    forget_pages(mount.path / "small")
+    forget_pages(mount.path / "other")
+    assert read_digest(mount.path / "small") == digest(SMALL)
+    assert read_digest(mount.path / "other") == digest(content(3, 9 * KIB))
+    assert mount.counters()["backend_gets"] == 6
+
+
+def test_damage_while_not_mounted_is_noticed(bucket: Bucket, mount_of: Mounter) -> None:
+    bucket.put("large", LARGE)
+    bucket.put("small", SMALL)
+    mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
+    assert read_digest(mount.path / "large") == digest(LARGE)
+    assert read_digest(mount.path / "small") == digest(SMALL)
+    cached, store = cache_file(mount), mount.volume() / "small.lmdb"
+    mount.stop()
+    flip(cached, 2 * MIB)
+    for offset in find_all(store.read_bytes(), SMALL[:KIB]):
+        flip(store, offset + KIB)
+    mount.start()
+    assert read_digest(mount.path / "large") == digest(LARGE)
+    assert read_digest(mount.path / "small") == digest(SMALL)
+    assert mount.counters()["verify_failures"] == 2
+    assert mount.counters()["backend_bytes"] == BLOCK_BYTES + len(SMALL)

@@ -1,0 +1,110 @@
+"""The stored formats, byte for byte.  Whoever has to change a literal here changes what is on users' disks: raise
+FORMAT_VERSION, and say what becomes of the old files."""
+
+import xxhash
+
+from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.small import CHECKSUM
+from fanoutfs.index.format import (
+    DATABASES,
+    DT_REG,
+    ENTRY_VALUE,
+    FLAG_LISTED,
+    FORMAT_VERSION,
+    INO_KEY,
+    PART_KEY,
+    PART_VALUE,
+    TOTALS,
+    U64,
+    Inode,
+    Ownership,
+    directory_inode,
+    file_inode,
+    unpack_inode,
+)
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, Version
+from fanoutfs.wire.hints import Hint, HintKind
+from fanoutfs.wire.relay import DONE, Outcome, Verb, make_intent, make_unique
+
+OWNER = Ownership(1000, 1001, 0o640, 0o750, 128 * 1024)
+FILE = file_inode(0x1234, "d/ä", Version("etag", "v1", 300_000, 1_700_000_000_123_456_789), OWNER)
+
+FILE_RECORD = (
+    "3412000000000000" "e093040000000000" "4a02000000000000"  # ino, size, blocks
+    "00f1536500000000" "00f1536500000000" "00f1536500000000"  # atime, mtime, ctime
+    "15cd5b07" "15cd5b07" "15cd5b07"  # their nanoseconds
+    "a0810000" "01000000" "e8030000" "e9030000"  # mode, nlink, uid, gid
+    "00000000" "00000000" "00000000"  # rdev, blksize, flags
+    "0000000000000000" "0000" "0400" "0200" "0400"  # listed_at, flags, lengths
+    "65746167" "7631" "642fc3a4"  # etag, version id, key
+)  # fmt: skip
+
+DIRECTORY_RECORD = (
+    "1000000000000000" "0000000000000000" "0000000000000000"
+    "0100000000000000" "0100000000000000" "0100000000000000"
+    "02000000" "02000000" "02000000"
+    "e8410000" "01000000" "e8030000" "e9030000"
+    "00000000" "00000000" "00000000"
+    "0700000000000000" "0100" "0000" "0000" "0200"
+    "642f"
+)  # fmt: skip
+
+
+def test_constants_that_shape_the_files() -> None:
+    assert FORMAT_VERSION == 1
+    assert (BLOCK_BYTES, PART_BLOCKS) == (262_144, 32)
+    assert DATABASES == (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+
+
+def test_file_record() -> None:
+    assert FILE.pack().hex() == FILE_RECORD
+    assert unpack_inode(0x1234, bytes.fromhex(FILE_RECORD)) == FILE
+
+
+def test_directory_record() -> None:
+    fresh = directory_inode(16, "d/", 1_000_000_002, OWNER)
+    listed = Inode(16, fresh.attr, 7, FLAG_LISTED, "", "", "d/")
+    assert listed.pack().hex() == DIRECTORY_RECORD
+    assert unpack_inode(16, bytes.fromhex(DIRECTORY_RECORD)) == listed
+
+
+def test_keys_sort_by_number() -> None:
+    assert INO_KEY.pack(0x1234).hex() == "0000000000001234"
+    assert PART_KEY.pack(0x1234, 5).hex() == "000000000000123400000005"
+
+
+def test_entry() -> None:
+    assert (INO_KEY.pack(1) + b"name").hex() == "00000000000000016e616d65"
+    assert ENTRY_VALUE.pack(0x1234, DT_REG).hex() == "341200000000000008000000"
+
+
+def test_part_map() -> None:
+    value = PART_VALUE.pack(0x8000_0001, 0, *range(1, 33))
+    assert value.hex() == "01000080" "00000000" + "".join(f"{n:02x}00000000000000" for n in range(1, 33))
+
+
+def test_settings() -> None:
+    assert OWNER.pack().hex() == "e8030000" "e9030000" "a0010000" "e8010000" "0000020000000000"
+    assert TOTALS.pack(3, 5).hex() == "0300000000000000" "0500000000000000"
+    assert U64.pack(FORMAT_VERSION).hex() == "0100000000000000"
+
+
+def test_small_value() -> None:
+    assert (CHECKSUM.pack(xxhash.xxh3_64_intdigest(b"hello")) + b"hello").hex() == "fddc625c55e85595" "68656c6c6f"
+
+
+def test_cache_file_path() -> None:
+    assert CacheFiles.relative_path(0x12345) == "45/12345"
+
+
+def test_relay_messages() -> None:
+    # Not stored, but spoken between processes that an upgrade replaces one after the other.
+    assert DONE.pack(Outcome.SCRATCH, 3, 4096, 0x1122334455667788).hex() == (
+        "02000000" "03000000" "00100000" "00000000" "8877665544332211"
+    )
+    assert f"{make_intent(Verb.REFILL, 0x1234):x}" == "200000000001234"
+    assert f"{make_unique(3, 0xABCDEF01):x}" == "abcdef010003"
+
+
+def test_hint_packet() -> None:
+    assert Hint(HintKind.PART_READ, 0x1234, 5).encode().hex() == "02000000" "05000000" "3412000000000000"

@@ -1,0 +1,74 @@
+"""The peers that need no object store, on a real mount."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fanoutfs.bench import load, scope
+from fanoutfs.bench.data import make_large_file, make_small_files
+from fanoutfs.bench.peers import Passthrough, start_peers
+from fanoutfs.bench.scope import PeerError, is_mounted, mounting, scratch_directory, temporary_files_in
+from fanoutfs.records import MIB
+
+pytestmark = pytest.mark.skipif(
+    not Path("/dev/fuse").exists() or shutil.which("fusermount3") is None, reason="no FUSE here"
+)
+
+
+def test_passthrough_shows_the_source_and_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    make_large_file(source / "large", 3 * MIB)
+    names = make_small_files(source / "small", 40, 500)
+    (source / "link").symlink_to("large")
+    with temporary_files_in(tmp_path), Passthrough(source).mounted() as mountpoint:
+        assert is_mounted(mountpoint)
+        assert sorted(os.listdir(mountpoint)) == ["large", "link", "small"]
+        assert (mountpoint / "link").read_bytes() == (source / "large").read_bytes()
+        assert all(
+            (mountpoint / "small" / name).read_bytes() == (source / "small" / name).read_bytes() for name in names
+        )
+        assert not (mountpoint / "missing").exists()
+        outcome = load.run_together(8, load.hot_opens(bytes(mountpoint / "large"), 2000, 8))
+        assert outcome.operations == 2000
+        with pytest.raises(OSError, match="Read-only"):
+            (mountpoint / "new").touch()
+    assert not is_mounted(mountpoint)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_a_busy_mount_is_detached(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_text("x")
+    with temporary_files_in(tmp_path), Passthrough(tmp_path / "source").mounted() as mountpoint:
+        held = (mountpoint / "file").open()
+    assert not is_mounted(mountpoint)
+    held.close()
+
+
+def test_program_that_ends_is_a_reason_not_a_failure(tmp_path: Path) -> None:
+    command = ["sh", "-c", "echo no such bucket; exit 7"]
+    with (
+        pytest.raises(PeerError, match="exit code 7: no such bucket"),
+        mounting(command, tmp_path / "mnt", tmp_path / "log"),
+    ):
+        pass
+
+
+def test_peer_without_its_program_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fanoutfs.bench.data import Bucket
+    from fanoutfs.bench.peers import Ext4, Rclone
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    bucket = Bucket("http://127.0.0.1:1", "data", "us-east-1", "a", "b")
+    with temporary_files_in(tmp_path), start_peers([Ext4(tmp_path), Rclone(bucket)]) as (places, reasons):
+        assert places == {"ext4": tmp_path}
+        assert reasons == {"rclone": "not run: rclone is not installed (apt-get install rclone)"}
+
+
+def test_scratch_directory_goes_also_after_an_interrupt(tmp_path: Path) -> None:
+    with pytest.raises(scope.Interrupted), scope.signals_unwind(), scratch_directory(tmp_path, "x-") as directory:
+        (directory / "file").touch()
+        os.kill(os.getpid(), 15)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,131 @@
+"""Blocks in cache files: stored, verified, found torn."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fanoutfs.cache.blocks import BlockMismatchError, BlockReader, find_torn_blocks, missing_blocks, store_blocks
+from fanoutfs.cache.files import CacheFiles, punch_hole
+from fanoutfs.index.format import PART_VALUE
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
+
+INO = 0x1234
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[CacheFiles]:
+    (tmp_path / "objects").mkdir()
+    files = CacheFiles(tmp_path, writable=True)
+    yield files
+    files.close()
+
+
+@pytest.fixture
+def reader(tmp_path: Path, files: CacheFiles) -> Iterator[BlockReader]:
+    found = CacheFiles(tmp_path, writable=False)
+    yield BlockReader(found)
+    found.close()
+
+
+def store(files: CacheFiles, content: bytes) -> dict[int, bytes]:
+    """Store a whole file; return its block maps."""
+    parts = {}
+    for part in range(-(-len(content) // PART_BYTES)):
+        data = memoryview(content)[part * PART_BYTES : (part + 1) * PART_BYTES]
+        checksums = store_blocks(files.descriptor(INO), part, 0, data)
+        row = [checksums.get(block, 0) for block in range(PART_BLOCKS)]
+        parts[part] = PART_VALUE.pack(sum(1 << block for block in checksums), 0, *row)
+    return parts
+
+
+@pytest.mark.parametrize("size", [1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, PART_BYTES, PART_BYTES + 3])
+def test_stored_bytes_come_back_at_every_border(files: CacheFiles, reader: BlockReader, size: int) -> None:
+    content = os.urandom(size)
+    parts = store(files, content)
+    borders = {0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, PART_BYTES - 1, PART_BYTES, size - 1}
+    for offset in sorted(border for border in borders if 0 <= border < size):
+        for length in (1, 4096, BLOCK_BYTES, 1 << 20):
+            end = min(offset + length, size)
+            data, verified = reader.read(INO, offset, end, size, parts)
+            assert data == content[offset:end]
+            assert verified == (end - 1) // BLOCK_BYTES - offset // BLOCK_BYTES + 1
+
+
+def test_flipped_bit_is_found_only_in_its_block(files: CacheFiles, reader: BlockReader) -> None:
+    content = os.urandom(2 * BLOCK_BYTES + 5)
+    parts = store(files, content)
+    os.pwrite(files.descriptor(INO), bytes([content[BLOCK_BYTES] ^ 1]), BLOCK_BYTES)
+    for offset in (0, 2 * BLOCK_BYTES):
+        end = offset + 5
+        assert reader.read(INO, offset, end, len(content), parts)[0] == content[offset:end]
+    with pytest.raises(BlockMismatchError):
+        reader.read(INO, BLOCK_BYTES + 7, BLOCK_BYTES + 8, len(content), parts)
+    assert find_torn_blocks(files.descriptor(INO), 0, parts[0], len(content)) == 0b010
+
+
+def test_punched_and_truncated_files_do_not_verify(files: CacheFiles, reader: BlockReader) -> None:
+    content = os.urandom(2 * BLOCK_BYTES)
+    parts = store(files, content)
+    punch_hole(files.descriptor(INO), 0, BLOCK_BYTES)
+    with pytest.raises(BlockMismatchError):
+        reader.read(INO, 0, 1, len(content), parts)
+    os.truncate(files.descriptor(INO), BLOCK_BYTES + 1)
+    with pytest.raises(BlockMismatchError):
+        reader.read(INO, BLOCK_BYTES, BLOCK_BYTES + 1, len(content), parts)
+    assert find_torn_blocks(files.descriptor(INO), 0, parts[0], len(content)) == 0b11
+
+
+def test_reader_finds_a_file_that_was_made_anew(files: CacheFiles, reader: BlockReader) -> None:
+    old = store(files, b"old" * 1000)
+    assert reader.read(INO, 0, 3000, 3000, old)[0] == b"old" * 1000
+    files.remove(INO)
+    new = store(files, b"new" * 1000)
+    assert reader.read(INO, 0, 3000, 3000, new)[0] == b"new" * 1000
+
+
+def test_file_that_was_never_cached_is_a_mismatch(files: CacheFiles, reader: BlockReader) -> None:
+    with pytest.raises(BlockMismatchError):
+        reader.read(INO + 1, 0, 1, 1, {0: PART_VALUE.pack(1, 0, *[0] * PART_BLOCKS)})
+
+
+def test_checksums_are_xxh3_of_the_actual_length(files: CacheFiles) -> None:
+    content = os.urandom(BLOCK_BYTES + 7)
+    checksums = store_blocks(files.descriptor(INO), 1, 30, memoryview(content))
+    assert checksums == {
+        30: xxhash.xxh3_64_intdigest(content[:BLOCK_BYTES]),
+        31: xxhash.xxh3_64_intdigest(content[BLOCK_BYTES:]),
+    }
+    assert os.pread(files.descriptor(INO), len(content), PART_BYTES + 30 * BLOCK_BYTES) == content
+
+
+@given(
+    present=st.integers(0, (1 << PART_BLOCKS) - 1),
+    part=st.integers(0, 3),
+    first=st.integers(0, 4 * PART_BLOCKS - 1),
+    count=st.integers(1, 3 * PART_BLOCKS),
+)
+def test_missing_blocks_are_those_wanted_and_not_present(present: int, part: int, first: int, count: int) -> None:
+    last = first + count - 1
+    value = PART_VALUE.pack(present, 0, *[0] * PART_BLOCKS)
+    base = part * PART_BLOCKS
+    if last < base or first >= base + PART_BLOCKS:
+        return  # callers ask about parts that the range touches
+    wanted = {block for block in range(PART_BLOCKS) if first <= base + block <= last}
+    mask = missing_blocks(value, part, first, last)
+    assert mask == sum(1 << block for block in wanted if not present >> block & 1)
+    assert missing_blocks(None, part, first, last) == sum(1 << block for block in wanted)
+
+
+def test_descriptors_are_bounded_and_survive_as_duplicates(files: CacheFiles) -> None:
+    kept = files.duplicate(INO)
+    for ino in range(600):
+        files.descriptor(ino)
+    os.write(kept, b"still here")
+    os.close(kept)
+    assert os.pread(files.descriptor(INO), 10, 0) == b"still here"
+    assert len(os.listdir("/proc/self/fd")) < 600

@@ -1,0 +1,117 @@
+"""Freeing replaced inodes once the kernel has forgotten them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.observe.catalog import Count
+from fanoutfs.records import MIB, ROOT_INO
+from tests.unit.core.rig import Rig, running_core
+
+
+class Kernel:
+    """Says which inodes it holds."""
+
+    def __init__(self) -> None:
+        self.held: set[int] = set()
+
+    async def is_held(self, ino: int) -> bool:
+        return ino in self.held
+
+
+def reaper(core: Rig, kernel: Any) -> OrphanReaper:
+    return OrphanReaper(
+        environment=core.environment,
+        writer=core.writer,
+        files=core.files,
+        small=core.small,
+        notifier=kernel,
+        grace=core.grace,
+        readahead=ReadAhead(0),
+        clock=core.clock,
+        row=core.row,
+    )
+
+
+@pytest.mark.parametrize("size", [100, MIB])
+async def test_forgotten_orphan_goes_with_its_bytes_and_a_held_one_stays(tmp_path: Path, size: int) -> None:
+    async with running_core(tmp_path) as core:
+        kernel = Kernel()
+        old = await core.put("a", os.urandom(size))
+        await core.fills.ensure(old.ino, 0, size)
+        new = await core.put("a", os.urandom(size))
+        await core.fills.ensure(new.ino, 0, size)
+        kernel.held = {old.ino}
+        assert await reaper(core, kernel).sweep(0) == 0
+        await core.fills.ensure(old.ino, 0, size)  # still cached: the version is gone from the store
+
+        kernel.held = set()
+        assert await reaper(core, kernel).sweep(0) == 1
+        with core.reader.begin() as txn:
+            assert core.reader.inode(txn, old.ino) is None
+        assert not (tmp_path / "objects" / core.files.relative_path(old.ino)).exists()
+        assert not core.small.has(old.ino)
+        assert core.blocks(old.ino) == 0
+        assert core.count(Count.ORPHANS_FREED) == 1
+        await core.fills.ensure(new.ino, 0, size)
+        assert core.backend.calls["get"] == 2
+
+
+async def test_young_orphan_is_left_alone(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as core:
+        await core.put("a", b"old")
+        await core.put("a", b"new and longer")
+        assert await reaper(core, Kernel()).sweep(5) == 0
+        core.clock.now_ns += 5
+        assert await reaper(core, Kernel()).sweep(5) == 1
+
+
+async def test_tree_that_is_gone_is_freed_whole(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as core:
+        for name in ("d/a", "d/b", "d/e/c"):
+            core.write(name, b"1")
+        await core.listings.refresh(ROOT_INO)
+        await core.listings.refresh(core.inode("d").ino)
+        await core.listings.refresh(core.inode("d/e").ino)
+        for name in ("d/a", "d/b", "d/e/c"):
+            (core.source / name).unlink()
+        (core.source / "d/e").rmdir()
+        (core.source / "d").rmdir()
+        await core.listings.refresh(ROOT_INO)
+        assert await reaper(core, Kernel()).sweep(0) == 5
+
+
+async def test_full_disk_does_not_end_the_core(
+    tmp_path: Path, autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trio
+
+    from fanoutfs.errors import DatabaseError
+
+    sweeps = 0
+
+    async def sweep(self: OrphanReaper, min_age_ns: int) -> int:
+        nonlocal sweeps
+        sweeps += 1
+        raise DatabaseError("no space left on device")
+
+    monkeypatch.setattr(OrphanReaper, "sweep", sweep)
+    nothing: Any = None
+    endless = OrphanReaper(
+        environment=nothing,
+        writer=nothing,
+        files=nothing,
+        small=nothing,
+        notifier=nothing,
+        grace=nothing,
+        readahead=nothing,
+        clock=nothing,
+        row=nothing,
+    )
+    with trio.move_on_after(60):
+        await endless.run()
+    assert sweeps >= 10
