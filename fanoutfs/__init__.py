@@ -25,5 +25,5 @@ Invariants:
 * Notifications follow the commit, after a grace period, from a thread that holds no unanswered request.
 
 Words: a *backend* holds *objects* (keys) in *versions*; an *entry* is a name in a directory; *blocks* (256 KiB) are
-checksummed, *parts* (8 MiB) fetched and evicted; a *fill* brings bytes into the cache; the *relay* joins front and core.
+checksummed, *parts* (8 MiB) fetched and evicted; a *fill* brings bytes to the cache; the *relay* joins front and core.
 """

@@ -163,5 +163,9 @@ class DatabaseError(FanoutError):
     """LMDB refused a change: the disk is full or failing, or the map is; nothing of the change is in the file."""
 
 
+class StoreBrokenError(DatabaseError):
+    """The small-file store is damaged inside: it is thrown away, and the next generation asks for its content again."""
+
+
 class InvariantError(FanoutError):
     """Something that cannot be was: the request fails with EIO and is logged; nothing is papered over."""

@@ -46,7 +46,7 @@ class LocalBackend:
         """See Backend.head."""
         path = self._path(key)
         try:
-            found = os.stat(path)  # noqa: PTH116 - no Path object per file
+            found = os.stat(path)
         except OSError as error:
             raise _translate(error, f"stat {key}") from None
         if not stat.S_ISREG(found.st_mode):

@@ -120,6 +120,7 @@ def _error_from_text(text: str, what: str) -> BackendError:
         return TransientError(f"{what}: the server ignored the range and sent the whole object (200 instead of 206)")
     if (
         ("Requested " in text and ", got " in text)
+        or "Wanted range starting at" in text  # behind the end that Content-Range names
         or "content_range" in text.lower()
         or "content-range" in text.lower()
     ):

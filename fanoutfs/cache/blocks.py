@@ -104,6 +104,9 @@ def find_torn_blocks(fd: int, part: int, value: bytes, size_bytes: int) -> int:
         start = part * PART_BYTES + block * BLOCK_BYTES
         length = min(BLOCK_BYTES, size_bytes - start)
         data = os.pread(fd, length, start)
-        if len(data) != length or xxhash.xxh3_64_intdigest(data) != _U64.unpack_from(value, _CHECKSUMS_AT + 8 * block)[0]:
+        if (
+            len(data) != length
+            or xxhash.xxh3_64_intdigest(data) != _U64.unpack_from(value, _CHECKSUMS_AT + 8 * block)[0]
+        ):
             torn |= 1 << block
     return torn

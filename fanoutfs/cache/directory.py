@@ -54,12 +54,19 @@ class CacheDirectory:
         path = self.path / "volumes" / digest
         for folder in (path.parent, path, path / "objects"):  # each by itself: mkdir(parents) would leave them 0755
             _make_private(folder)
-        (path / "volume").write_text(identity + "\n", encoding="utf-8")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with open(os.open(path / "volume", flags, 0o600), "w", encoding="utf-8") as stream:
+                stream.write(identity + "\n")
+        except OSError as error:
+            raise CacheUnusableError(f"cannot write {path / 'volume'}: {error.strerror}") from error
         return path
 
     def other_volumes_bytes(self, own: Path) -> int:
-        """Return what other volumes in this directory occupy."""
-        return sum(_occupied_bytes(path) for path in (self.path / "volumes").iterdir() if path != own)
+        """Return what other volumes in this directory occupy, and what lies beside our own data: logs, broken files."""
+        others = sum(_occupied_bytes(path) for path in (self.path / "volumes").iterdir() if path != own)
+        beside = (path for path in own.iterdir() if path.name not in ("index.lmdb", "small.lmdb", "objects"))
+        return others + sum(path.lstat().st_blocks * 512 for path in beside)
 
     def remove_other_volumes(self, own: Path, at_most_bytes: int) -> None:
         """Delete other volumes, longest unused first, until they occupy no more than this.

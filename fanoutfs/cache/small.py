@@ -95,10 +95,18 @@ class SmallReader:
 
     @staticmethod
     def get(txn: lmdb.Transaction, ino: int) -> memoryview | None:
-        """Return a file's whole content, in the map, or None when it is not stored.  Raises SmallMismatchError."""
-        value = txn.get(INO_KEY.pack(ino))
+        """Return a file's whole content, in the map, or None when it is not stored.
+
+        Raises SmallMismatchError, also where the way to the content is damaged: the core will find out.
+        """
+        try:
+            value = txn.get(INO_KEY.pack(ino))
+        except lmdb.Error as error:
+            raise SmallMismatchError from error
         if value is None:
             return None
+        if len(value) < CHECKSUM.size:
+            raise SmallMismatchError
         content = memoryview(value)[CHECKSUM.size :]
         if xxhash.xxh3_64_intdigest(content) != CHECKSUM.unpack_from(value)[0]:
             raise SmallMismatchError

@@ -6,17 +6,17 @@ Apart from `small` because a front must not load trio, which the group writer ne
 import contextlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import lmdb
 import trio
 import xxhash
 
 from fanoutfs.cache.small import CHECKSUM, MIN_MAP_BYTES, SmallMismatchError, SmallReader, open_small
-from fanoutfs.errors import DatabaseError
+from fanoutfs.errors import DatabaseError, StoreBrokenError
 from fanoutfs.index.format import INO_KEY
 from fanoutfs.index.writer import GroupWriter
 
@@ -29,6 +29,10 @@ _WAY_SHARES: Final = (16, 16, 8, 8, 4, 4, 2, 2)
 and longer ones until it fits.  Each twice: LMDB reuses pages two transactions after they were freed."""
 
 
+BROKEN: Final = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
+T = TypeVar("T")
+
+
 class _StoreFullError(DatabaseError):
     """The map has no free page."""
 
@@ -38,6 +42,9 @@ class SmallStore:
 
     def __init__(self, volume: Path, map_bytes: int) -> None:
         self._env = open_small(volume, map_bytes, writable=True)
+        _extend(self._env)
+        self.broken = trio.Event()
+        """Set when the store turned out to be damaged inside; then every call raises StoreBrokenError."""
         # LMDB needs free pages to delete, and reuses the pages of deleted values one commit later.
         self._soft_bytes = max(MIN_MAP_BYTES, map_bytes) // 8 * 7
         self.evicted = 0
@@ -52,13 +59,22 @@ class SmallStore:
                 yield txn
         except lmdb.MapFullError as error:
             raise _StoreFullError("the small-file store is full") from error
+        except BROKEN as error:
+            raise self._broken(error) from error
         except lmdb.Error as error:
             raise DatabaseError(f"the small-file store refused a change: {error}") from error
 
+    def _broken(self, error: lmdb.Error) -> StoreBrokenError:
+        return StoreBrokenError(f"the small-file store is damaged: {error}")
+
     def has(self, ino: int) -> bool:
-        """Tell whether a content is stored (its checksum is not looked at)."""
-        with self._env.begin(buffers=True) as txn:
-            return txn.get(INO_KEY.pack(ino)) is not None
+        """Tell whether a content is stored (its checksum is not looked at).  Raises StoreBrokenError."""
+        try:
+            with self._env.begin(buffers=True) as txn:
+                return txn.get(INO_KEY.pack(ino)) is not None
+        except BROKEN as error:
+            self.broken.set()
+            raise self._broken(error) from error
 
     def is_intact(self, ino: int) -> bool:
         """Tell whether a content is stored and has its checksum."""
@@ -73,13 +89,13 @@ class SmallStore:
         value = CHECKSUM.pack(xxhash.xxh3_64_intdigest(content)) + content
         put = partial(self._put, ino=ino, value=value)
         with contextlib.suppress(_StoreFullError):
-            return await self._writer.run(put)
+            return await self._run(put)
         async with self._making_way:
             for share in _WAY_SHARES:
                 # In a transaction of its own: what aborts with the put would leave the store full for ever.
                 with contextlib.suppress(_StoreFullError):
-                    await self._writer.run(partial(self._make_way, share=share))
-                    return await self._writer.run(put)
+                    await self._run(partial(self._make_way, share=share))
+                    return await self._run(put)
         return False
 
     def _put(self, txn: lmdb.Transaction, ino: int, value: bytes) -> bool:
@@ -96,7 +112,14 @@ class SmallStore:
 
     async def drop(self, ino: int) -> None:
         """Remove a content.  Checkpoint.  Raises DatabaseError."""
-        await self._writer.run(lambda txn: txn.delete(INO_KEY.pack(ino)))
+        await self._run(lambda txn: txn.delete(INO_KEY.pack(ino)))
+
+    async def _run(self, apply: Callable[[lmdb.Transaction], T]) -> T:
+        try:
+            return await self._writer.run(apply)
+        except StoreBrokenError:
+            self.broken.set()
+            raise
 
     def release_dead_readers(self) -> None:
         """Free the reader slots of processes that were killed."""
@@ -113,6 +136,16 @@ class SmallStore:
         self._env.close()
 
 
+def _extend(env: lmdb.Environment) -> None:
+    """Make the file as long as its header says it is: touching a page behind its end kills the process (SIGBUS).
+
+    The zeros that are there instead are no valid page, or fail a content's checksum.
+    """
+    wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if os.stat(env.path()).st_size < wanted:
+        os.truncate(env.path(), wanted)
+
+
 def _evict(txn: lmdb.Transaction, share: int, run: int) -> int:
     """Delete one `share`-th of the contents, in runs of neighbours from random places, and return how many.
 
@@ -125,7 +158,7 @@ def _evict(txn: lmdb.Transaction, share: int, run: int) -> int:
             low = INO_KEY.unpack(bytes(cursor.key()))[0]
             cursor.last()
             high = INO_KEY.unpack(bytes(cursor.key()))[0]
-            if not cursor.set_range(INO_KEY.pack(random.randint(low, high))):  # noqa: S311 - not a secret
+            if not cursor.set_range(INO_KEY.pack(random.randint(low, high))):
                 cursor.first()
             for _step in range(min(run, wanted - deleted)):
                 if not cursor.delete():

@@ -48,7 +48,9 @@ class Volume:
 
 def open_volume(path: Path, small_map_bytes: int, wanted: OpenVolume) -> Volume:
     """Open or create the volume.  Raises CacheUnusableError when a newer version wrote it or the disk refuses."""
-    if not (path / FILE_NAME).exists():
+    index = path / FILE_NAME
+    if not index.exists() or index.stat().st_size == 0:  # LMDB takes an empty file for a new one
+        index.unlink(missing_ok=True)
         _empty(path)
     try:
         environment, was_known = _open_index(path, wanted)
@@ -87,4 +89,3 @@ def _empty(path: Path) -> None:
     small_store.remove(path)
     shutil.rmtree(path / "objects", ignore_errors=True)
     (path / "objects").mkdir(mode=0o700)
-

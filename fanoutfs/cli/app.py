@@ -54,7 +54,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
     "-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
 )
 def commands() -> None:
-    """fanoutfs mounts an object store: opens cost nothing, every byte is fetched once."""
+    """fanoutfs mounts an object store: opens cost nothing, every byte is fetched once."""  # noqa: D403 - our name
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +81,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has gone; Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the edge where every error becomes a line and an exit code
         return _fail(error, f"{type(error).__name__}: {error} (FANOUTFS_DEBUG=1 shows where)", FanoutError.exit_code)
 
 

@@ -135,7 +135,7 @@ def _serve(config: MountConfig, ready_fd: int) -> int:
     except FanoutError as error:
         _report(ready_fd, pipe_inode, error.exit_code, str(error))
         return error.exit_code
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - told to the command that waits, whatever it is
         traceback.print_exc()
         _report(ready_fd, pipe_inode, DaemonDiedError.exit_code, f"the daemon failed: {type(error).__name__}: {error}")
         return DaemonDiedError.exit_code

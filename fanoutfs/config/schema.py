@@ -30,7 +30,7 @@ def runtime_dir() -> Path:
     if os.geteuid() == 0:
         return Path("/run/fanoutfs")
     base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base) / "fanoutfs" if base else Path(f"/tmp/fanoutfs-{os.geteuid()}")
+    return Path(base) / "fanoutfs" if base else Path(f"/tmp/fanoutfs-{os.geteuid()}")  # noqa: S108 - the keeper makes it 0700
 
 
 def control_socket(mountpoint: Path) -> Path:

@@ -178,12 +178,18 @@ class Fills:
                 value = self._reader.part_value(txn, ino, part)
             if value is None:
                 continue
-            fd = self._files.duplicate(ino)
-            look = partial(find_torn_blocks, fd, part, bytes(value), inode.size_bytes)
+            self._files.forget(ino)  # what counts is what fronts find under the name
             try:
-                torn = await trio.to_thread.run_sync(look)
-            finally:
-                os.close(fd)
+                fd = self._files.duplicate(ino)
+            except OSError as error:
+                log.error("cache file cannot be opened ino=%d: %s", ino, error)
+                torn = int.from_bytes(value[:4], "little")
+            else:
+                look = partial(find_torn_blocks, fd, part, bytes(value), inode.size_bytes)
+                try:
+                    torn = await trio.to_thread.run_sync(look)
+                finally:
+                    os.close(fd)
             if torn:
                 bump(self._row, Count.VERIFY_FAILURES, torn.bit_count())
                 log.warning("damaged blocks dropped ino=%d part=%d mask=%#x key=%s", ino, part, torn, inode.key)

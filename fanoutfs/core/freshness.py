@@ -99,6 +99,8 @@ class Freshness:
         try:
             async with limiter:
                 await self._listings.refresh(ino)
+        except StaleInodeError:
+            self._active.discard(ino)  # the directory is gone
         except FanoutError as error:
             log.warning("background listing failed ino=%d: %s", ino, error)
             self._failed_until[ino] = trio.current_time() + max(self._ttl_s, 1.0)

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import trio
 
 from fanoutfs.backend.base import Backend
+from fanoutfs.backend.keys import is_addressable
 from fanoutfs.clock import Clock
 from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.grace import Grace
@@ -188,8 +189,12 @@ class Listings:
         listing.published.set()
         # A name asked for by itself may have gone before the listing came to where it stood.
         for name in listing.asked_names:
-            with contextlib.suppress(FanoutError):
+            try:
                 await self._point_lookup(ino, name)
+            except FanoutError as error:
+                log.warning("lookup failed ino=%d name=%r: %s", ino, name, error)
+            except Exception:  # nobody waits for it, and it must not end the core
+                log.exception("lookup failed unexpectedly ino=%d name=%r", ino, name)
 
     async def _list(self, ino: int, listing: _Listing, changes: list[Change]) -> None:
         """List a directory; append to `changes` what was committed, page by page.  Checkpoint."""
@@ -201,7 +206,7 @@ class Listings:
         seen_files: set[bytes] = set()
         seen_dirs: set[bytes] = set()
         deferred: list[Child] = []
-        newest_ns = hidden = 0
+        hidden = 0
         started_ns = self._clock.wall_ns()
         pages = self._backend.list(prefix)
         while (page := await self._in_thread(partial(_next_page, pages))) is not None:
@@ -210,10 +215,8 @@ class Listings:
             for child in children:
                 if child.version is None:
                     seen_dirs.add(child.name)
-                else:
-                    newest_ns = max(newest_ns, child.version.mtime_ns)
-                    if was_known:
-                        seen_files.add(child.name)
+                elif was_known:
+                    seen_files.add(child.name)
             new_changes, new_deferred = await self._writer.run(
                 ApplyChildren(ino, tuple(children), self._ownership, started_ns).apply
             )
@@ -228,7 +231,6 @@ class Listings:
             parent=ino,
             # The store may have answered the first page this long ago: fresh since then, not since now.
             listed_at_ns=started_ns,
-            newest_mtime_ns=newest_ns,
             seen_files=frozenset(seen_files) if was_known else None,
             seen_dirs=frozenset(seen_dirs),
             deferred=tuple(deferred),
@@ -265,6 +267,8 @@ class Listings:
         directory = self._directory(parent)
         prefix = directory.key or self._root_prefix
         key = prefix + name.decode("utf-8", "surrogateescape")
+        if not is_addressable(key):
+            return  # no store can be asked for it, and no listing shows it
         now_ns = self._clock.wall_ns()
         child: Child | None = None
         if await self._in_thread(partial(self._has_below, key + "/")):
@@ -273,9 +277,7 @@ class Listings:
             with contextlib.suppress(ObjectMissingError):
                 child = Child(name, key, (await self._in_thread(partial(self._backend.head, key))).version)
         if child is not None:
-            changes, _deferred = await self._writer.run(
-                ApplyChildren(parent, (child,), self._ownership, now_ns).apply
-            )
+            changes, _deferred = await self._writer.run(ApplyChildren(parent, (child,), self._ownership, now_ns).apply)
         elif self._child(parent, name) is not None:
             changes = await self._writer.run(RemoveName(parent, name, now_ns).apply)
         else:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, ParamSpec, TypeVar
 
 import pyfuse3
+import trio
 
 from fanoutfs.core.filesystem import FileSystem
-from fanoutfs.errors import FanoutError
+from fanoutfs.errors import FanoutError, StoreBrokenError
 from fanoutfs.index.format import Inode
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
@@ -36,6 +37,9 @@ def _guarded(operation: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coro
         try:
             return await operation(*args, **kwargs)
         except pyfuse3.FUSEError:
+            raise
+        except StoreBrokenError:
+            await trio.sleep_forever()  # the core ends, and the next one gets this request again
             raise
         except FanoutError as error:
             raise pyfuse3.FUSEError(error.errno_code) from error

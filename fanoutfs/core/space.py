@@ -38,9 +38,13 @@ from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
 log = logging.getLogger(__name__)
 
 _BATCH_SHARE: Final = 64
-"""An eviction frees at least one 64th of the cap, so that one grace period serves many parts."""
+"""An eviction frees at least one 64th of the large files, so that one grace period serves many parts."""
 _RECENT_PARTS: Final = 32
 """Parts filled last are spared: read-ahead must not be evicted before its reader arrives."""
+_PAGE_BYTES: Final = 4096
+_FOLDERS: Final = 256
+_FIXED_BYTES: Final = 256 << 10
+"""Locks, folders and marks, and the pages by which the index grows between a look at its size and the next one."""
 _DISK_PAUSE_S: Final = 5.0
 """After the disk refused a write, read through for this long before trying again."""
 
@@ -91,8 +95,12 @@ class Space:
         return int.from_bytes(value or b"", "little")
 
     def used_bytes(self) -> int:
-        """Return what the cache occupies on disk."""
-        return self.large_bytes() + self._small.file_bytes() + self._environment.file_bytes() + self._other_bytes
+        """Return what the cache occupies on disk, rather more than less: any part may end inside a page of the disk."""
+        with self._environment.env.begin() as txn:
+            parts = txn.stat(self._environment.blocks)["entries"]
+        around_bytes = (parts + min(parts, _FOLDERS)) * _PAGE_BYTES + min(_FIXED_BYTES, self._cap_bytes // 8)
+        stores_bytes = self._small.file_bytes() + self._environment.file_bytes()
+        return self.large_bytes() + stores_bytes + around_bytes + self._other_bytes
 
     def note_disk_error(self, error: Exception) -> None:
         """Stop writing to the cache for a while: the disk refused."""
@@ -127,7 +135,8 @@ class Space:
             yield
             self._recent[part] = None
             self._recent.move_to_end(part)
-            if len(self._recent) > min(_RECENT_PARTS, self._cap_bytes // PART_BYTES // 4):
+            # Of what there is, not of the cap: where the disk is the limit, all parts might be recent for ever.
+            while len(self._recent) > min(_RECENT_PARTS, self.large_bytes() // PART_BYTES // 4):
                 self._recent.popitem(last=False)
         finally:
             self._writing[part] -= 1
@@ -156,7 +165,7 @@ class Space:
             if excess > self.large_bytes():
                 raise CacheFullError("nothing left to evict")
             try:
-                await self._evict(max(excess, self._cap_bytes // _BATCH_SHARE))
+                await self._evict(max(excess, self.large_bytes() // _BATCH_SHARE))
             except (OSError, DatabaseError) as error:
                 self.note_disk_error(error)
                 raise CacheFullError(f"cannot evict: {error}") from error

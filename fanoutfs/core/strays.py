@@ -22,9 +22,7 @@ log = logging.getLogger(__name__)
 ALL_BLOCKS: Final = (1 << PART_BLOCKS) - 1
 
 
-async def collect_strays(
-    files: CacheFiles, environment: IndexEnvironment, reader: IndexReader, space: Space
-) -> None:
+async def collect_strays(files: CacheFiles, environment: IndexEnvironment, reader: IndexReader, space: Space) -> None:
     """Remove files without an inode and punch blocks without a record, then bring the cache under its cap."""
     removed = reclaimed = 0
     for folder in files.folders():

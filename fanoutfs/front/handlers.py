@@ -20,7 +20,7 @@ from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.catalog import ANSWERED_BASE, Count
 from fanoutfs.observe.shared import SharedState
 from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES, ROOT_INO
-from fanoutfs.wire.dirents import direntplus_size, dirent_size, pack_dirent
+from fanoutfs.wire.dirents import dirent_size, direntplus_size, pack_dirent
 from fanoutfs.wire.hints import Hint, HintKind
 from fanoutfs.wire.kernel import (
     ATTR_SIZE,

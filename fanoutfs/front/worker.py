@@ -85,7 +85,7 @@ class Worker:
                 self._handlers.finish(answer)
             except UnmountedError:
                 raise
-            except Exception:  # the next request must still be answered
+            except Exception:  # noqa: BLE001 - logged and counted; the next request must still be answered
                 self._unexpected(answer.request.unique, f"answer to opcode {answer.request.opcode}")
             row[BUSY] += 1
             row[CURRENT_UNIQUE] = 0
@@ -123,7 +123,7 @@ class Worker:
                 self._dispatch(opcode, unique, nodeid, self._buffer[IN_HEADER_SIZE:length])
         except UnmountedError:
             raise
-        except Exception:  # the next request must still be answered
+        except Exception:  # noqa: BLE001 - logged and counted; the next request must still be answered
             self._unexpected(unique, describe_request(self._buffer[:length]))
         row[BUSY] += 1
         row[CURRENT_UNIQUE] = 0

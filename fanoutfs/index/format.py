@@ -125,7 +125,9 @@ class Inode:
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        etag, version_id, key = (text.encode("utf-8", "surrogateescape") for text in (self.etag, self.version_id, self.key))
+        etag, version_id, key = (
+            text.encode("utf-8", "surrogateescape") for text in (self.etag, self.version_id, self.key)
+        )
         tail = INODE_TAIL.pack(self.listed_at_ns, self.flags, len(etag), len(version_id), len(key))
         return b"".join((self.attr, tail, etag, version_id, key))
 

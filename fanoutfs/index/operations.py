@@ -24,14 +24,13 @@ from fanoutfs.index.format import (
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import BLOCK_BYTES, PART_BYTES, ROOT_INO, Version
 
+T_co = TypeVar("T_co", covariant=True)
 
-T = TypeVar("T", covariant=True)
 
+class Operation(Protocol[T_co]):
+    """A change; T_co is what apply returns."""
 
-class Operation(Protocol[T]):
-    """A change; T is what apply returns."""
-
-    def apply(self, txn: IndexTransaction) -> T:
+    def apply(self, txn: IndexTransaction) -> T_co:
         """Carry the change out inside a transaction."""
         ...
 
@@ -175,7 +174,6 @@ class FinishListing:
 
     parent: int
     listed_at_ns: int
-    newest_mtime_ns: int
     seen_files: frozenset[bytes] | None
     seen_dirs: frozenset[bytes]
     deferred: tuple[Child, ...]
@@ -208,11 +206,9 @@ class FinishListing:
                 changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
             else:
                 changes += [Change(ChangeKind.REPLACED, self.parent, child.name, known[0]), *below]
-        mtime_ns = directory.version.mtime_ns
-        if not directory.is_listed:
-            mtime_ns = self.newest_mtime_ns or mtime_ns
-        elif changes or self.has_changed:
-            mtime_ns = self.listed_at_ns
+        # A first listing does not move it: who saw the directory before must not find it changed by being looked at.
+        has_changed = directory.is_listed and (changes or self.has_changed)
+        mtime_ns = self.listed_at_ns if has_changed else directory.version.mtime_ns
         fresh = directory_inode(self.parent, directory.key, mtime_ns, self.ownership)
         txn.put_inode(replace(fresh, listed_at_ns=self.listed_at_ns, flags=directory.flags | FLAG_LISTED))
         return changes, hidden

@@ -62,12 +62,12 @@ def random_part(cursor: lmdb.Cursor) -> PartId | None:
     low = PART_KEY.unpack(cursor.key())[0]
     cursor.last()
     high = PART_KEY.unpack(cursor.key())[0]
-    if not cursor.set_range(PART_KEY.pack(random.randint(low, high), 0)):  # noqa: S311 - not a secret
+    if not cursor.set_range(PART_KEY.pack(random.randint(low, high), 0)):
         cursor.last()
     ino = PART_KEY.unpack(cursor.key())[0]
     step: Callable[[], bool] = cursor.prev if cursor.set_range(PART_KEY.pack(ino + 1, 0)) else cursor.last
     step()
     last_part = PART_KEY.unpack(cursor.key())[1]
-    cursor.set_range(PART_KEY.pack(ino, random.randint(0, last_part)))  # noqa: S311 - not a secret
+    cursor.set_range(PART_KEY.pack(ino, random.randint(0, last_part)))
     found_ino, found_part = PART_KEY.unpack(cursor.key())
     return found_ino, found_part

@@ -179,6 +179,8 @@ class Generation:
     def note_core_death(self, death: Death) -> None:
         """Suspect what was in a dead core's hands, above all the one on trial and those that were never tried."""
         self.core_pid = 0
+        if death.exit_code == core_main.EXIT_RENEW:
+            return
         shared = self._estate.shared
         on_trial = shared.suspect_in_core
         in_flight = {request.unique for request in shared.in_flight()}

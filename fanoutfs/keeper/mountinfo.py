@@ -46,6 +46,7 @@ class MountInfo:
 
     @property
     def is_fuse(self) -> bool:
+        """Tell whether a FUSE file system is mounted here."""
         return self.fstype in ("fuse", "fuseblk") or self.fstype.startswith(("fuse.", "fuseblk."))
 
     @property

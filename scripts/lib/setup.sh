@@ -1,37 +1,60 @@
-# Set-up shared by the scripts; sourced, not run.  Idempotent: a second run installs nothing and says nothing.
+# Set-up shared by the scripts; sourced from the repository's root, not run.  Idempotent: a second run installs nothing.
+#
+# What stays on the machine: the Debian packages and the virtual environment .venv.
+# PYTHON=/path/to/python3 chooses another interpreter (3.11 or later, with its headers).
 
-VENV="${FANOUTFS_VENV:-.venv}"
+PYTHON="${PYTHON:-/usr/bin/python3}"
+VENV="$PWD/.venv"
+
+say() { printf -- '- %s\n' "$*" >&2; }
+
+die() {
+    printf '%s: %s\n' "$(basename "$0")" "$*" >&2
+    exit 3
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "needs root for: $*"
+    fi
+}
 
 # setup_packages NAME...: install the Debian packages that are missing.
 setup_packages() {
-    local missing=()
+    local name missing=()
     for name in "$@"; do
-        dpkg-query -W -f '${Status}' "$name" 2>/dev/null | grep -q 'install ok installed' || missing+=("$name")
+        [ "$(dpkg-query -W -f='${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
     done
-    [ ${#missing[@]} -eq 0 ] && return
-    if [ "$(id -u)" -ne 0 ]; then
-        echo "install these packages first: sudo apt-get install ${missing[*]}" >&2
-        return 1
-    fi
-    echo "installing ${missing[*]}"
-    DEBIAN_FRONTEND=noninteractive apt-get -qq update >&2
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y "${missing[@]}" >/dev/null
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "apt-get install ${missing[*]}"
+    as_root apt-get update -qq >&2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >&2
 }
 
-# setup_venv [EXTRA]: make the virtual environment and install the package (with an extra) into it, once per
-# pyproject.toml.
+# setup_package_lists: have the archive's lists, without which nothing can be downloaded from it.
+setup_package_lists() {
+    apt-cache show "$1" >/dev/null 2>&1 || as_root apt-get update -qq >&2
+}
+
+# setup_venv EXTRA: make the virtual environment and install the package with an extra, once per pyproject.toml.
 setup_venv() {
-    local extra="${1:+[$1]}" stamp
-    stamp="$VENV/.installed${1:+-$1}"
-    if [ ! -x "$VENV/bin/python" ]; then
-        python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-            echo "Python 3.11 or later is needed" >&2
-            return 1
-        }
-        python3 -m venv "$VENV"
-    fi
-    [ "$stamp" -nt pyproject.toml ] && return
-    echo "installing fanoutfs$extra and its Python packages into $VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extra"
+    local stamp="$VENV/installed-$1"
+    [ ! "$stamp" -nt pyproject.toml ] || return 0
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$PYTHON is older than Python 3.11"
+    say "installing fanoutfs[$1] into $VENV"
+    [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
     touch "$stamp"
 }
+
+# need_fuse: stop where no file system can be mounted.
+need_fuse() {
+    [ -c /dev/fuse ] || die "/dev/fuse is missing: load the fuse module, or start the container with --device /dev/fuse"
+}
+
+# What building pyfuse3 and mounting as an ordinary user need.
+RUN_PACKAGES=(fuse3 libfuse3-dev pkg-config gcc libc6-dev python3-dev python3-venv)

@@ -65,7 +65,7 @@ class Child:
             data += chunk
         self.kill()
         assert data, f"reader {self.pid} ended without a result"
-        succeeded, value = pickle.loads(data)  # noqa: S301 - from our own fork
+        succeeded, value = pickle.loads(data)
         assert succeeded, f"reader {self.pid} failed:\n{value}"
         return value
 
@@ -118,7 +118,7 @@ class Children:
 
 def content(seed: int, size_bytes: int) -> bytes:
     """Return reproducible bytes without repetition."""
-    return random.Random(seed).randbytes(size_bytes)  # noqa: S311 - test data
+    return random.Random(seed).randbytes(size_bytes)
 
 
 def digest(data: bytes) -> str:

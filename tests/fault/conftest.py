@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def mount_of(children: Children) -> Iterator[Mounter]:
 
 @pytest.fixture
 def patched_mount(children: Children) -> Iterator[Mounter]:
-    """A function that mounts with a daemon changed by functions of tests.fault.patches (`patches=`, comma separated)."""
+    """A function that mounts with a daemon changed by functions of tests.fault.patches (`patches=`, with commas)."""
     mounts: list[Mount] = []
     processes: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:
@@ -118,7 +117,7 @@ def check_nothing_left(bases: list[Path], mountpoints: list[Path]) -> None:
     for base in bases:
         mounts = [info.mountpoint for info in read_mounts() if info.mountpoint.is_relative_to(base)]
         assert not mounts, f"still mounted: {mounts}"
-        wait_until(lambda base=base: not processes_of(base), f"no process of {base} is left")
+        wait_until(lambda: not processes_of(base), f"no process of {base} is left")
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
             assert not backing.read_text().startswith(str(base)), f"loop device left: {backing}"
     for mountpoint in mountpoints:

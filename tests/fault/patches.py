@@ -95,9 +95,9 @@ def core_background_raises() -> None:
     from fanoutfs.core.orphans import OrphanReaper
 
     OrphanReaper.sweep = _raising_async(OrphanReaper.sweep)  # type: ignore[method-assign]
-    Freshness._refresh_due = _raising_async(Freshness._refresh_due)  # type: ignore[method-assign]
+    Freshness._due = _raising(Freshness._due)  # type: ignore[method-assign]
     Fills.note_part_read = _raising(Fills.note_part_read)  # type: ignore[method-assign]
-    core_main.describe = _raising_once(core_main.describe)
+    core_main.describe = _raising_once(core_main.describe)  # type: ignore[attr-defined]
 
 
 def front_raises() -> None:

@@ -41,6 +41,16 @@ def restart_fronts(mount: Mount) -> None:
     wait_until(lambda: not set(before) & set(status_of(mount)["front_pids"]), "the fronts are replaced")
 
 
+def make_sparse(path: Path) -> None:
+    os.truncate(path, 0)
+    os.truncate(path, len(LARGE))
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "first byte": lambda path: flip(path, 0),
     "in the middle": lambda path: flip(path, MIB + 5),
@@ -49,9 +59,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut by one byte": lambda path: os.truncate(path, len(LARGE) - 1),
     "emptied": lambda path: os.truncate(path, 0),
     "zeroed": lambda path: path.write_bytes(bytes(len(LARGE))),
-    "sparse": lambda path: (os.truncate(path, 0), os.truncate(path, len(LARGE))),
+    "sparse": make_sparse,
     "deleted": lambda path: path.unlink(),
-    "replaced by a directory": lambda path: (path.unlink(), path.mkdir()),
+    "replaced by a directory": replace_by_directory,
 }
 
 

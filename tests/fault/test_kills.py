@@ -66,7 +66,9 @@ def storm(root: Path, expected: dict[str, str], seed: int, progress: mmap.mmap, 
             os.close(fd)
         if chance.random() < 0.1:
             directory = chance.choice(("small", "large", ""))
-            assert set(os.listdir(root / directory)) >= {Path(n).name for n in names if Path(n).parent.name == directory}
+            assert set(os.listdir(root / directory)) >= {
+                Path(n).name for n in names if Path(n).parent.name == directory
+            }
         if chance.random() < 0.1:
             assert not os.path.exists(root / f"small/absent-{chance.random()}")
         reads += 1
@@ -99,16 +101,14 @@ def test_random_kills_under_a_read_storm_are_invisible(bucket: Bucket, mount_of:
     killed = {"core": 0, "front": 0}
     for kill in range(KILLS):
         before = counts()
-        wait_until(
-            lambda before=before: sum(counts()) >= sum(before) + 2 * READERS, f"readers went on before kill {kill}", 60
-        )
+        wait_until(lambda: sum(counts()) >= sum(before) + 2 * READERS, f"readers went on before kill {kill}", 60)
         status = status_of(mount)
         kind = chance.choice(("core", "front", "front"))
         victim = status["core_pid"] if kind == "core" else chance.choice(status["front_pids"])
         os.kill(victim, signal.SIGKILL)
         killed[kind] += 1
         wait_until(
-            lambda victim=victim: victim not in ((now := status_of(mount))["core_pid"], *now["front_pids"]),
+            lambda: victim not in ((now := status_of(mount))["core_pid"], *now["front_pids"]),
             f"{kind} {victim} is replaced",
         )
     before = counts()
@@ -136,9 +136,7 @@ def test_all_fronts_killed_at_once_readers_go_on(bucket: Bucket, mount_of: Mount
             os.kill(pid, signal.SIGKILL)
         assert children.results(readers) == [digest(body)] * 4
         os.listdir(mount.path)
-        wait_until(
-            lambda n=round_number: mount.counters()["restarts_front"] == 4 * (n + 1), "every front counted once"
-        )
+        wait_until(lambda: mount.counters()["restarts_front"] == 4 * (round_number + 1), "every front counted once")
         forget_pages(mount.path / "file")
     assert mount.counters()["restarts_core"] == 0
 

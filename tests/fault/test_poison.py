@@ -46,9 +46,7 @@ def test_poison_lookup_gets_eio_and_innocents_succeed(
     assert 2 <= restarts <= MOST_RESTARTS
 
 
-def test_poison_read_gets_eio(
-    bucket: Bucket, patched_mount: Mounter, children: Children
-) -> None:
+def test_poison_read_gets_eio(bucket: Bucket, patched_mount: Mounter, children: Children) -> None:
     bucket.put("poison", b"p" * 666)
     bucket.put("good", b"g" * 665)
     mount = patched_mount(bucket.url, patches="poison_read", endpoint=bucket.endpoint, env=bucket.env)

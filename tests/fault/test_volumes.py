@@ -76,6 +76,7 @@ def test_broken_index_is_rebuilt_and_old_content_never_shows(breakage: str, buck
     BREAKAGES[breakage](index)
     expected = fill_cache(bucket, mount, 1)
     mount.start()
+    mount.invalidate()  # cutting off a page that is not in use breaks nothing: the listing may be the old one
     check_all(mount, expected)
     mount.stop()
     mount.start()
@@ -94,9 +95,10 @@ def test_broken_small_store_is_rebuilt(breakage: str, bucket: Bucket, mount_of: 
     BREAKAGES[breakage](store)
     mount.start()
     check_all(mount, expected)
-    mount.stop()
-    mount.start()
-    check_all(mount, expected)
+    for _ in range(2):  # what was still good in the old store may be fetched once more
+        mount.stop()
+        mount.start()
+        check_all(mount, expected)
     assert mount.counters()["backend_gets"] == 0, "the new store works"
 
 
@@ -110,7 +112,7 @@ def test_index_of_a_newer_format_is_refused_and_left_alone(bucket: Bucket, mount
     with lmdb.open(str(volume / "index.lmdb"), subdir=False, max_dbs=8, map_size=1 << 30, lib_version=0) as env:
         settings = env.open_db(b"settings")
         with env.begin(write=True) as txn:
-            old = bytes(txn.get(b"format", db=settings))
+            old = bytes(txn.get(b"format", b"", db=settings))
             txn.put(b"format", U64.pack(99), db=settings)
     before = snapshot(volume)
     result = run_command(
@@ -177,22 +179,26 @@ def test_files_that_the_index_does_not_know_are_collected_at_start(bucket: Bucke
     mount.start()
     check_all(mount, expected)
     objects = mount.volume() / "objects"
-    known = {path for path in objects.glob("*/*")}
+    bucket.put("partly", content(77, 20 * MIB))
+    mount.invalidate()
+    seen = set(objects.glob("*/*"))
+    with open(mount.path / "partly", "rb") as stream:
+        stream.read(100)
+    (torn,) = set(objects.glob("*/*")) - seen
     mount.stop()
+    cached_bytes = torn.stat().st_blocks * 512
     stray = objects / "ff" / "abcff"
     stray.parent.mkdir(exist_ok=True)
     stray.write_bytes(bytes(MIB))
-    # Bytes behind what the index promises, as a core leaves them that is killed before it commits.
-    torn = min(known)
-    with open(torn, "ab") as stream:
-        stream.truncate(64 * MIB)
-        stream.seek(16 * MIB)
-        stream.write(os.urandom(8 * MIB))
+    # Bytes that the index does not promise, as a core leaves them that is killed before it commits.
+    overwrite(torn, 12 * MIB, os.urandom(6 * MIB))
     mount.start()
-    check_all(mount, expected)
-    assert not stray.exists()
-    assert torn.stat().st_blocks * 512 < 2 * MIB
-    assert mount.counters()["backend_gets"] == 0
+    wait_until(lambda: not stray.exists(), "the stray file is gone")
+    wait_until(lambda: torn.stat().st_blocks * 512 <= cached_bytes, "the stray bytes are gone")
+    assert read_digest(mount.path / "partly") == digest(content(77, 20 * MIB))
+    before = mount.counters()["backend_gets"]
+    check_all(mount, {**expected, "partly": digest(content(77, 20 * MIB))})
+    assert mount.counters()["backend_gets"] == before
 
 
 def test_second_daemon_on_the_same_cache_is_refused_and_touches_nothing(
@@ -206,7 +212,7 @@ def test_second_daemon_on_the_same_cache_is_refused_and_touches_nothing(
     other.mkdir()
 
     def state() -> dict[str, tuple[int, ...]]:
-        found = {}
+        found: dict[str, tuple[int, ...]] = {}
         for path in mount.cache.rglob("*"):
             if path.name.startswith(("index.lmdb", "small.lmdb", "fanoutfs.log")):
                 continue  # the first daemon's own work
@@ -216,7 +222,9 @@ def test_second_daemon_on_the_same_cache_is_refused_and_touches_nothing(
 
     before = state()
     for source in (mount.source, "file:///usr/share"):
-        result = run_command("mount", source, str(other), "--cache-dir", str(mount.cache), *mount.options, env=mount.env)
+        result = run_command(
+            "mount", source, str(other), "--cache-dir", str(mount.cache), *mount.options, env=mount.env
+        )
         assert result.returncode == 15, result.stderr
         assert str(status_of(mount)["keeper_pid"]) in result.stderr
     assert state() == before
@@ -252,4 +260,4 @@ def test_planted_symbolic_link_is_refused_and_its_target_left_alone(
         "mount", mount.source, str(mount.path), "--cache-dir", str(mount.cache), *mount.options, env=mount.env
     )
     assert result.returncode == 16, result.stderr
-    assert target.is_dir() and os.listdir(target) == [] or target.read_bytes() == b"precious"
+    assert (target.is_dir() and os.listdir(target) == []) or target.read_bytes() == b"precious"

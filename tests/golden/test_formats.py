@@ -80,17 +80,17 @@ def test_entry() -> None:
 
 def test_part_map() -> None:
     value = PART_VALUE.pack(0x8000_0001, 0, *range(1, 33))
-    assert value.hex() == "01000080" "00000000" + "".join(f"{n:02x}00000000000000" for n in range(1, 33))
+    assert value.hex() == "0100008000000000" + "".join(f"{n:02x}00000000000000" for n in range(1, 33))
 
 
 def test_settings() -> None:
-    assert OWNER.pack().hex() == "e8030000" "e9030000" "a0010000" "e8010000" "0000020000000000"
-    assert TOTALS.pack(3, 5).hex() == "0300000000000000" "0500000000000000"
+    assert OWNER.pack().hex() == "e8030000e9030000a0010000e80100000000020000000000"
+    assert TOTALS.pack(3, 5).hex() == "03000000000000000500000000000000"
     assert U64.pack(FORMAT_VERSION).hex() == "0100000000000000"
 
 
 def test_small_value() -> None:
-    assert (CHECKSUM.pack(xxhash.xxh3_64_intdigest(b"hello")) + b"hello").hex() == "fddc625c55e85595" "68656c6c6f"
+    assert (CHECKSUM.pack(xxhash.xxh3_64_intdigest(b"hello")) + b"hello").hex() == "fddc625c55e8559568656c6c6f"
 
 
 def test_cache_file_path() -> None:
@@ -100,11 +100,11 @@ def test_cache_file_path() -> None:
 def test_relay_messages() -> None:
     # Not stored, but spoken between processes that an upgrade replaces one after the other.
     assert DONE.pack(Outcome.SCRATCH, 3, 4096, 0x1122334455667788).hex() == (
-        "02000000" "03000000" "00100000" "00000000" "8877665544332211"
+        "020000000300000000100000000000008877665544332211"
     )
     assert f"{make_intent(Verb.REFILL, 0x1234):x}" == "200000000001234"
     assert f"{make_unique(3, 0xABCDEF01):x}" == "abcdef010003"
 
 
 def test_hint_packet() -> None:
-    assert Hint(HintKind.PART_READ, 0x1234, 5).encode().hex() == "02000000" "05000000" "3412000000000000"
+    assert Hint(HintKind.PART_READ, 0x1234, 5).encode().hex() == "02000000050000003412000000000000"

@@ -36,6 +36,7 @@ SIZES: Final = st.one_of(
 KEY: Final = st.sampled_from(KEYS)
 PATH: Final = st.sampled_from(sorted({*KEYS, *DIRECTORIES[1:], "d/absent", "absent", "d/e/absent/x"}))
 FRACTION: Final = st.integers(0, 1000)
+ABSENT: Final = ("nothing", "a b", "\udcff", "-")
 KEEP: Final = "keep"
 """Name of an object in each directory of a source that goes on listing empty ones."""
 _OPEN_AT_MOST: Final = 6
@@ -51,7 +52,7 @@ RULES: Final[dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]]] = {
     "stat": (40, _LOOK),
     "listdir": (30, {"directory": st.sampled_from(DIRECTORIES), "exact": st.booleans()}),
     "walk": (15, {}),
-    "absent": (20, {"name": st.sampled_from(["nothing", "a b", "\udcff", "-"]), "directory": st.sampled_from(DIRECTORIES)}),
+    "absent": (20, {"name": st.sampled_from(ABSENT), "directory": st.sampled_from(DIRECTORIES)}),
     "open_file": (30, {"at": FRACTION}),
     "read_open": (80, {"which": FRACTION, "at": FRACTION, "length": st.sampled_from([1, 5000, MIB, 16 * MIB])}),
     "close_file": (20, {"which": FRACTION}),
@@ -72,9 +73,9 @@ NEEDS: Final = {
     "close_file": "open",
     "corrupt": "objects",
 }
-ACTIONS: Final = st.sampled_from([name for name, (weight, _arguments) in RULES.items() for _n in range(weight)]).flatmap(
-    lambda name: st.tuples(st.just(name), st.fixed_dictionaries(RULES[name][1]))
-)
+ACTIONS: Final = st.sampled_from(
+    [name for name, (weight, _arguments) in RULES.items() for _n in range(weight)]
+).flatmap(lambda name: st.tuples(st.just(name), st.fixed_dictionaries(RULES[name][1])))
 
 
 class ReadsMachine(RuleBasedStateMachine):

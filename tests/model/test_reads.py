@@ -1,8 +1,8 @@
 """Thousands of steps of the state machine, on each kind of source.
 
-    FANOUTFS_MODEL_STEPS   steps in total over all sources (default 1200; scripts/test asks for 10000)
-    FANOUTFS_MODEL_SEED    repeat a run: the number a failure printed
-    FANOUTFS_MODEL_SHRINK  1: let hypothesis look for a shorter failure (minutes)
+FANOUTFS_MODEL_STEPS   steps in total over all sources (default 1200; scripts/test asks for 10000)
+FANOUTFS_MODEL_SEED    repeat a run: the number a failure printed
+FANOUTFS_MODEL_SHRINK  1: let hypothesis look for a shorter failure (minutes)
 """
 
 import contextlib
@@ -44,7 +44,9 @@ def source(request: pytest.FixtureRequest) -> Iterator[Source]:
 
 def bucket_source(request: pytest.FixtureRequest, server: str, *options: str) -> Source:
     running: S3Server = request.getfixturevalue(server)
-    return BucketSource(running.bucket(), keeps_both=server == "moto", keeps_directories=server == "weed", options=options)
+    return BucketSource(
+        running.bucket(), keeps_both=server == "moto", keeps_directories=server == "weed", options=options
+    )
 
 
 def run_settings(steps: int) -> settings:

@@ -113,7 +113,7 @@ def open_by_handle(mount_fd: int, handle: FileHandle) -> int:
 def directory_positions(path: Path) -> list[tuple[int, bytes]]:
     """Return (telldir position in front of it, name) of every entry, by opendir(3)."""
     with _opened(path) as stream:
-        found = []
+        found: list[tuple[int, bytes]] = []
         while True:
             position = _libc.telldir(stream)
             name = _next_name(stream)

@@ -389,7 +389,7 @@ def test_record_locks_share_for_reading_and_need_a_writable_descriptor_for_writi
 
 
 def test_signal_during_a_cold_read_neither_loses_nor_breaks_it(bucket: Bucket, proxy: Proxy) -> None:
-    """The kernel sends INTERRUPT, the daemon answers ENOSYS, and the read goes on: restarted or finished, never EINTR."""
+    """The kernel sends INTERRUPT, the daemon answers ENOSYS, the read goes on: restarted or finished, never EINTR."""
     bucket.put("file", LARGE)
     proxy.fault("delay", match="/file", ms=600)
     with kernel.mounted_bucket(bucket, endpoint=proxy.endpoint) as mount:

@@ -105,7 +105,7 @@ def test_no_credentials_at_all(base: Path, bucket: Bucket) -> None:
     _assert_nothing_left(base)
 
 
-def test_wrong_credentials_on_a_known_cache(base: Path, bucket: Bucket) -> None:
+def test_wrong_credentials_on_a_known_cache(bucket: Bucket) -> None:
     """The cache could serve, but whoever may not read the bucket may not read the cache either."""
     bucket.put("file", b"x")
     options = ("--endpoint-url", bucket.endpoint)
@@ -145,9 +145,7 @@ def test_endpoint_where_nobody_listens(base: Path, bucket: Bucket) -> None:
 def test_endpoint_that_never_answers(base: Path, bucket: Bucket) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        code, _line = _mount_fails(
-            base, bucket.url, "--endpoint-url", endpoint, "--op-timeout", "2s", env=bucket.env
-        )
+        code, _line = _mount_fails(base, bucket.url, "--endpoint-url", endpoint, "--op-timeout", "2s", env=bucket.env)
     assert code == DeadlineError.exit_code
     _assert_nothing_left(base)
 
@@ -388,8 +386,8 @@ def test_mount_over_a_symlink_and_a_relative_path(base: Path) -> None:
 
 
 def test_foreground_mount_ends_with_its_mount(base: Path) -> None:
-    command = [shutil.which("fanoutfs") or "fanoutfs", "mount", "--foreground", "memory://", base / "mnt"]
-    daemon = subprocess.Popen([*command, "--cache-dir", base / "cache"], stderr=subprocess.DEVNULL)
+    command = [shutil.which("fanoutfs") or "fanoutfs", "mount", "--foreground", "memory://", str(base / "mnt")]
+    daemon = subprocess.Popen([*command, "--cache-dir", str(base / "cache")], stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: find_mount(base / "mnt"), "it is mounted")
         assert os.listdir(base / "mnt") == []

@@ -1,4 +1,4 @@
-"""Bytes: sizes at every border of small files, blocks, parts and READs; reads at every alignment; cold, warm, parallel."""
+"""Bytes: sizes at every border of small files, blocks, parts and READs; reads at any offset; cold, warm, parallel."""
 
 import hashlib
 import os

@@ -7,6 +7,7 @@ import os
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from fanoutfs.index.names import NAME_MAX_BYTES
 from tests.mount import kernel
 from tests.support.mounts import Mount, mounted
+from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket, S3Server
 
 VISIBLE = {
@@ -157,6 +159,22 @@ def test_hidden_name_in_a_directory_never_listed_is_absent(moto_bucket: Bucket) 
         assert mount.counters()["request_errors"] == 0
 
 
+def test_hidden_name_is_absent_while_its_directory_is_being_listed(bucket: Bucket, proxy: Proxy) -> None:
+    """Then the one name is asked for by itself, beside a listing whose second page has not come yet."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: bucket.put(f"directory/{number:04d}", b""), range(1_010)))
+    proxy.fault("delay", match="continuation-token", ms=3000)
+    with kernel.mounted_bucket(bucket, endpoint=proxy.endpoint) as mount:
+        directory = os.fsencode(mount.path) + b"/directory/"
+        for name in (b"\xff\xfe", b"new\nline", b"absent", "äbsent".encode()):
+            with pytest.raises(FileNotFoundError):
+                os.stat(directory + name)
+        assert os.stat(directory + b"1009").st_size == 0  # on the second page
+        assert mount.counters()["listings"] == 1  # the root's: nothing has waited for the page
+        assert mount.counters()["request_errors"] == 0
+        assert len(os.listdir(directory)) == 1_010
+
+
 def test_dot_dot_key_leads_nowhere_out_of_the_mount(place: Place) -> None:
     assert (place.mount.path / "..").stat().st_ino == place.mount.path.parent.stat().st_ino
     assert (place.mount.path / "below" / "..").stat().st_ino == place.mount.path.stat().st_ino
@@ -173,9 +191,7 @@ def test_find_and_tar_walk_everything(place: Place) -> None:
 def test_prefix_with_strange_characters_is_mounted(place: Place) -> None:
     bucket = place.bucket
     bucket.put("strange %20#?+ä/file", b"found")
-    with mounted(
-        f"s3://{bucket.name}/strange %20#?+ä", "--endpoint-url", bucket.endpoint, env=bucket.env
-    ) as mount:
+    with mounted(f"s3://{bucket.name}/strange %20#?+ä", "--endpoint-url", bucket.endpoint, env=bucket.env) as mount:
         assert os.listdir(mount.path) == ["file"]
         assert kernel.read_all(mount.path / "file") == b"found"
     with mounted(

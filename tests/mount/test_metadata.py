@@ -28,9 +28,7 @@ def mount(bucket: Bucket) -> Iterator[Mount]:
 def quick(bucket: Bucket) -> Iterator[Mount]:
     """A mount that lists active directories again every second."""
     bucket.put("directory/stays", b"stays")
-    with mounted(
-        bucket.url, "--endpoint-url", bucket.endpoint, "--metadata-ttl", "1s", env=bucket.env
-    ) as mounted_:
+    with mounted(bucket.url, "--endpoint-url", bucket.endpoint, "--metadata-ttl", "1s", env=bucket.env) as mounted_:
         yield mounted_
 
 
@@ -246,6 +244,24 @@ def test_inodes_of_old_versions_are_freed_with_their_bytes(mount: Mount, bucket:
 # --- directories -----------------------------------------------------------------------------------------------
 
 
+def test_times_of_a_directory_change_with_its_names_and_not_by_being_looked_at(mount: Mount, bucket: Bucket) -> None:
+    directory = mount.path / "directory"
+    first = directory.stat().st_mtime_ns
+    os.listdir(directory)
+    kernel.read_all(directory / "stays")
+    assert directory.stat().st_mtime_ns == first
+    drop_page_cache()
+    assert directory.stat().st_mtime_ns == first
+    mount.invalidate("directory")
+    assert directory.stat().st_mtime_ns == first
+    mount.stop()
+    mount.start()
+    assert directory.stat().st_mtime_ns == first
+    bucket.put("directory/new", b"new")
+    mount.invalidate("directory")
+    assert directory.stat().st_mtime_ns > first
+
+
 @pytest.fixture
 def moto_mount(moto_bucket: Bucket) -> Iterator[Mount]:
     """SeaweedFS keeps a directory for a while after its last object went; moto, like S3, does not."""
@@ -262,7 +278,9 @@ def moto_quick(moto_bucket: Bucket) -> Iterator[Mount]:
         yield mounted_
 
 
-def test_directory_vanishes_with_its_last_object_and_comes_back_as_another(moto_mount: Mount, moto_bucket: Bucket) -> None:
+def test_directory_vanishes_with_its_last_object_and_comes_back_as_another(
+    moto_mount: Mount, moto_bucket: Bucket
+) -> None:
     directory = moto_mount.path / "directory"
     before = directory.stat().st_ino
     moto_bucket.delete("directory/stays")

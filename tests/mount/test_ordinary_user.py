@@ -53,9 +53,7 @@ def base() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def _as_nobody(
-    base: Path, script: str, bucket: Bucket, *, then_as_root: str = ""
-) -> subprocess.CompletedProcess[str]:
+def _as_nobody(base: Path, script: str, bucket: Bucket, *, then_as_root: str = "") -> subprocess.CompletedProcess[str]:
     """Run a shell script as nobody; `fanoutfs` is the command, $SOURCE and $ENDPOINT name the bucket."""
     trees = sorted({os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)})
     environment = {
@@ -165,7 +163,9 @@ def test_busy_and_lazy_umount_of_an_ordinary_user(base: Path, bucket: Bucket) ->
 def test_directory_of_somebody_else_is_refused(base: Path, bucket: Bucket) -> None:
     os.chown(base / "home" / "mnt", 0, 0)
     done = _as_nobody(
-        base, 'fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT" || echo "code $?"; ls /tmp/fanoutfs-65534', bucket
+        base,
+        'fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT" || echo "code $?"; ls /tmp/fanoutfs-65534',
+        bucket,
     )
     assert done.stdout == f"code {MountDeniedError.exit_code}\n"
     assert "no write access" in done.stderr
@@ -174,7 +174,9 @@ def test_directory_of_somebody_else_is_refused(base: Path, bucket: Bucket) -> No
 def test_cache_of_another_user_is_refused(base: Path, bucket: Bucket) -> None:
     (base / "theirs").mkdir(mode=0o755)
     done = _as_nobody(
-        base, 'fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT" --cache-dir "$BASE/theirs" || echo "code $?"', bucket
+        base,
+        'fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT" --cache-dir "$BASE/theirs" || echo "code $?"',
+        bucket,
     )
     assert done.stdout == "code 16\n"
     assert "belongs to uid 0" in done.stderr

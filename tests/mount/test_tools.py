@@ -109,7 +109,9 @@ def test_du_sums_the_same_bytes(place: Place) -> None:
 
 def test_df_shows_source_and_size(place: Place) -> None:
     _run("find", place.mount.path, "-type", "f")
-    source, kind, size, used = _run("df", "--output=source,fstype,size,used", "-B1", place.mount.path).split("\n")[1].rsplit(None, 3)
+    source, kind, size, used = (
+        _run("df", "--output=source,fstype,size,used", "-B1", place.mount.path).split("\n")[1].rsplit(None, 3)
+    )
     assert source == place.mount.source
     assert (kind, int(size)) == ("fuse.fanoutfs", 1 << 50)
     total = sum((place.reference / name).stat().st_size for name in files_of(place.reference))
@@ -150,7 +152,9 @@ def test_local_source_keeps_modification_times_to_the_nanosecond(tmp_path: Path)
     os.utime(file, ns=(1, 1_234_567_890_123_456_789))
     with mounted(f"file://{tmp_path / 'source'}") as mount:
         assert (mount.path / "file").stat().st_mtime_ns == 1_234_567_890_123_456_789
-        assert _run("rsync", "-rtn", "--omit-dir-times", "--itemize-changes", f"{mount.path}/", tmp_path / "source") == ""
+        assert (
+            _run("rsync", "-rtn", "--omit-dir-times", "--itemize-changes", f"{mount.path}/", tmp_path / "source") == ""
+        )
 
 
 def test_local_source_sees_a_replaced_and_a_rewritten_file(tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ def test_others_are_kept_out_without_allow_other(weed: S3Server) -> None:
     bucket.put("file", b"x")
     with kernel.mounted_bucket(bucket) as mount:
         mount.path.parent.chmod(0o755)
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls", mount.path]
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "ls", str(mount.path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode != 0
         assert "Permission denied" in done.stderr

@@ -116,7 +116,9 @@ def test_everything_else_a_loader_does_with_a_cached_file_costs_nothing(mount: M
     assert used == {}
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="from 3.13 on open() asks only devices whether they are terminals")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="from 3.13 on open() asks only devices whether they are terminals"
+)
 def test_buffered_open_of_python_costs_one_ioctl(mount: Mount) -> None:
     """TCGETS of isatty(); the kernel has no way to be told that there are no terminals here.  buffering=0 avoids it."""
     path = mount.path / "small/warm"

@@ -30,7 +30,10 @@ class Place:
 def place(weed: S3Server) -> Place:
     """300 files in 10 directories, one of 64 MiB."""
     choose = random.Random(64)
-    contents = {f"d{number % 10}/{number:03d}": choose.randbytes(choose.choice((0, 10, 5_000, 140_000))) for number in range(FILES)}
+    contents = {
+        f"d{number % 10}/{number:03d}": choose.randbytes(choose.choice((0, 10, 5_000, 140_000)))
+        for number in range(FILES)
+    }
     contents["large"] = choose.randbytes(LARGE_BYTES)
     bucket = weed.bucket()
     with ThreadPoolExecutor(8) as pool:
@@ -45,7 +48,9 @@ def witness(weed: S3Server) -> Iterator[Proxy]:
 
 
 def _walk(root: Path) -> set[str]:
-    return {os.path.relpath(os.path.join(folder, name), root) for folder, _below, names in os.walk(root) for name in names}
+    return {
+        os.path.relpath(os.path.join(folder, name), root) for folder, _below, names in os.walk(root) for name in names
+    }
 
 
 def _assert_all_right(mount: Mount, contents: dict[str, bytes]) -> None:

@@ -17,7 +17,7 @@ __all__ = ["bucket", "moto", "moto_bucket", "moto_proxy", "open_bucket", "proxy"
 
 @pytest.fixture
 def open_bucket() -> Iterator[Callable[..., Backend]]:
-    """Return a function that opens the bare backend of a Bucket and closes it at the end; arguments as Bucket.config."""
+    """Return a function that opens the bare backend of a Bucket and closes it at the end; arguments as in config."""
     with contextlib.ExitStack() as stack:
 
         def open_it(bucket: Bucket, endpoint: str = "", **settings: Any) -> Backend:

@@ -10,7 +10,7 @@ Python, requests are passed on unchanged (Range is signed), bodies go through sp
 delays the first byte of an answer; it neither limits throughput nor the number of requests under way.
 
 The log has one JSON line per request, written when its answer has been sent: number, method, path, range, status,
-body_bytes (of the answer, sent to the client), fault, seconds.  "settle" on the control port waits until all are written.
+body_bytes (of the answer, sent to the client), fault, seconds.  "settle" on the control port waits until all are there.
 """
 
 import argparse
@@ -401,7 +401,8 @@ class _Connection:
     def _send_status(self, options: dict[str, Any], method: str, record: dict[str, Any]) -> bool:
         status = int(options.get("status", 503))
         body = f"<?xml version='1.0'?><Error><Code>{options.get('code', 'SlowDown')}</Code></Error>".encode()
-        head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Fault')}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+        head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Fault')}\r\n"
+        head += f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
         if "retry_after" in options:
             head += f"Retry-After: {options['retry_after']}\r\n"
         self._client.sock.sendall(head.encode() + b"\r\n" + (b"" if method == "HEAD" else body))

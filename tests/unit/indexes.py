@@ -62,7 +62,6 @@ def enter_listing(
     finish = FinishListing(
         parent=parent,
         listed_at_ns=now_ns,
-        newest_mtime_ns=max((child.version.mtime_ns for child in found if child.version), default=0),
         seen_files=frozenset(child.name for child in found if child.version),
         seen_dirs=frozenset(child.name for child in found if not child.version),
         deferred=tuple(deferred),

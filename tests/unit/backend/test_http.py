@@ -49,7 +49,7 @@ def site() -> Iterator[Site]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-        do_HEAD = do_GET
+        do_HEAD = do_GET  # noqa: N815 - http.server's name
 
         def do_PROPFIND(self) -> None:
             self.send_error(405)

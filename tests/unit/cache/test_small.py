@@ -96,30 +96,30 @@ async def test_content_that_is_large_for_the_store_is_refused(open_store: Open) 
 
 
 async def test_contents_survive_a_restart(open_store: Open, tmp_path: Path) -> None:
-    small_format.prepare(tmp_path)
+    small_format.prepare(tmp_path, 8 * MIB)
     store = SmallStore(tmp_path, 8 * MIB)
     await store.put(16, memoryview(b"abc"))
     store.close()
     small_format.mark_closed(tmp_path)
-    small_format.prepare(tmp_path)
+    small_format.prepare(tmp_path, 8 * MIB)
     assert content_of(open_store(8 * MIB), 16) == b"abc"
 
 
 async def test_kill_within_one_boot_keeps_the_store(open_store: Open, tmp_path: Path) -> None:
-    small_format.prepare(tmp_path)
+    small_format.prepare(tmp_path, 8 * MIB)
     store = SmallStore(tmp_path, 8 * MIB)
     await store.put(16, memoryview(b"abc"))
     store.close()  # as far as the file goes a killed daemon is the same: it was never marked closed
-    small_format.prepare(tmp_path)
+    small_format.prepare(tmp_path, 8 * MIB)
     assert content_of(open_store(8 * MIB), 16) == b"abc"
 
 
 async def test_store_in_use_under_another_boot_is_deleted(open_store: Open, tmp_path: Path) -> None:
-    small_format.prepare(tmp_path)
+    small_format.prepare(tmp_path, 8 * MIB)
     store = SmallStore(tmp_path, 8 * MIB)
     await store.put(16, memoryview(b"abc"))
     store.close()
     (tmp_path / "boot").write_text("another boot\n")
-    small_format.prepare(tmp_path)
+    small_format.prepare(tmp_path, 8 * MIB)
     assert not (tmp_path / small_format.FILE_NAME).exists()
     assert content_of(open_store(8 * MIB), 16) is None

@@ -150,7 +150,7 @@ def test_synonyms_mean_what_they_mean_elsewhere(name: str, text: str, setting: s
 
 
 def test_error_in_a_synonym_names_what_the_user_wrote() -> None:
-    with pytest.raises(UsageError, match="^--vfs-cache-max-size: `100` has no unit"):
+    with pytest.raises(UsageError, match=r"^--vfs-cache-max-size: `100` has no unit"):
         _build(**{"vfs-cache-max-size": "100"})
 
 

@@ -138,9 +138,7 @@ class Rig:
 
     def told(self) -> list[tuple[Notify, bytes]]:
         """Return the notifications written so far: (code, body)."""
-        return [
-            (Notify(OUT_HEADER.unpack_from(message)[1]), message[OUT_HEADER.size :]) for message in self.kernel
-        ]
+        return [(Notify(OUT_HEADER.unpack_from(message)[1]), message[OUT_HEADER.size :]) for message in self.kernel]
 
 
 async def _stand_for_the_kernel(channel: socket.socket, messages: list[bytes]) -> None:

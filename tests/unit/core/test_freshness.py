@@ -1,5 +1,6 @@
 """Which directories are listed again, and when.  Time jumps."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,7 @@ class Parts:
 
 
 @pytest.fixture
-def parts(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> Iterator[Parts]:
+def parts(tmp_path: Path) -> Iterator[Parts]:
     with open_index(tmp_path) as index:
         yield Parts(index)
 
@@ -82,23 +83,25 @@ async def run_for(parts: Parts, seconds: float) -> None:
         await parts.freshness.run()
 
 
-async def test_idle_mount_lists_nothing(parts: Parts) -> None:
+async def test_idle_mount_lists_nothing(parts: Parts, autojump_clock: trio.testing.MockClock) -> None:
     parts.listings.mark(20)
     await run_for(parts, 3600)
     assert parts.listings.listed == []
     assert len(parts.notifier.epochs) == 6 - 1 or len(parts.notifier.epochs) == 6
 
 
-async def test_active_directory_is_listed_once_a_ttl(parts: Parts) -> None:
+async def test_active_directory_is_listed_once_a_ttl(parts: Parts, autojump_clock: trio.testing.MockClock) -> None:
     parts.listings.mark(20)
     parts.freshness.note_used(20)
     await run_for(parts, 5 * TTL_S + 30)
     times = [at for ino, at in parts.listings.listed if ino == 20]
     assert len(times) == 4 or len(times) == 5
-    assert all(TTL_S <= later - earlier <= TTL_S + 5 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(TTL_S <= later - earlier <= TTL_S + 5 for earlier, later in itertools.pairwise(times))
 
 
-async def test_directory_that_nobody_uses_any_more_is_left_alone_after_two_epochs(parts: Parts) -> None:
+async def test_directory_that_nobody_uses_any_more_is_left_alone_after_two_epochs(
+    parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
     parts.listings.mark(20)
     parts.freshness.note_used(20)
     await run_for(parts, 10 * epoch_s(TTL_S))
@@ -106,7 +109,7 @@ async def test_directory_that_nobody_uses_any_more_is_left_alone_after_two_epoch
     assert max(at for _ino, at in parts.listings.listed) <= 2 * epoch_s(TTL_S) + TTL_S
 
 
-async def test_used_directory_stays_active_over_epochs(parts: Parts) -> None:
+async def test_used_directory_stays_active_over_epochs(parts: Parts, autojump_clock: trio.testing.MockClock) -> None:
     parts.listings.mark(20)
     with trio.move_on_after(5 * epoch_s(TTL_S)):
         async with trio.open_nursery() as nursery:
@@ -118,17 +121,17 @@ async def test_used_directory_stays_active_over_epochs(parts: Parts) -> None:
     assert len(parts.listings.listed) >= 40
 
 
-async def test_failed_listing_is_tried_again_a_ttl_later(parts: Parts) -> None:
+async def test_failed_listing_is_tried_again_a_ttl_later(parts: Parts, autojump_clock: trio.testing.MockClock) -> None:
     parts.listings.mark(20)
     parts.freshness.note_used(20)
     parts.listings.error = TransientError("down")
     await run_for(parts, 4 * TTL_S)
     times = [at for _ino, at in parts.listings.listed]
     assert 2 <= len(times) <= 4
-    assert all(later - earlier >= TTL_S for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= TTL_S for earlier, later in itertools.pairwise(times))
 
 
-async def test_directory_that_is_gone_is_no_longer_active(parts: Parts) -> None:
+async def test_directory_that_is_gone_is_no_longer_active(parts: Parts, autojump_clock: trio.testing.MockClock) -> None:
     parts.listings.mark(20)
     parts.freshness.note_used(20)
     parts.freshness.note_used(4711)  # never was in the index
@@ -138,13 +141,17 @@ async def test_directory_that_is_gone_is_no_longer_active(parts: Parts) -> None:
     assert len(parts.listings.listed) == 1
 
 
-async def test_directory_that_was_never_listed_is_not_listed_in_the_background(parts: Parts) -> None:
+async def test_directory_that_was_never_listed_is_not_listed_in_the_background(
+    parts: Parts, autojump_clock: trio.testing.MockClock
+) -> None:
     parts.freshness.note_used(1)
     await run_for(parts, 4 * TTL_S)
     assert parts.listings.listed == []
 
 
-async def test_source_that_never_changes_is_never_listed(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+async def test_source_that_never_changes_is_never_listed(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
     with open_index(tmp_path) as index:
         parts = Parts(index, float("inf"))
         parts.freshness.note_used(1)

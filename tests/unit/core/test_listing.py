@@ -79,6 +79,36 @@ async def test_name_is_asked_for_by_itself_while_the_first_listing_is_slow(tmp_p
         assert core.inode("d").ino == directory
 
 
+@pytest.mark.parametrize("name", [b"\xff", b"new\nline"])
+async def test_name_that_no_request_can_carry_is_absent_without_asking(tmp_path: Path, name: bytes) -> None:
+    async with running_core(tmp_path) as core:
+        for known in "ab":
+            core.write(known, b"1")
+        core.pages.pages = threading.Semaphore(1)
+        assert await core.listings.find(ROOT_INO, b"a") is not None
+        before = core.backend.calls["head"]
+        assert await core.listings.find(ROOT_INO, name) is None
+        assert core.backend.calls["head"] == before
+        core.pages.pages.release(100)
+        await core.listings.refresh(ROOT_INO)
+
+
+async def test_surprise_in_the_lookup_behind_a_listing_does_not_end_the_core(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as core:
+        for known in "ab":
+            core.write(known, b"1")
+        core.pages.pages = threading.Semaphore(1)
+        assert await core.listings.find(ROOT_INO, b"absent") is None
+        core.backend.script("head", RuntimeError("surprise"))
+        core.pages.pages.release(100)
+        await core.listings.refresh(ROOT_INO)
+        await trio.testing.wait_all_tasks_blocked()
+        while core.backend.calls["head"] < 2:
+            await trio.lowlevel.checkpoint()
+        await core.listings.refresh(ROOT_INO)
+        assert names(core) == {b"a", b"b"}
+
+
 async def test_first_listing_tells_the_kernel_nothing(tmp_path: Path) -> None:
     async with running_core(tmp_path) as core:
         for name in ("a", "b", "d/x"):
@@ -94,8 +124,9 @@ async def test_name_shown_before_the_first_listing_ended_and_changed_since_is_to
         core.pages.pages = threading.Semaphore(1)
         await core.listings.find(ROOT_INO, b"b")
         core.write("b", b"another version")
+        listing = core.listings._under_way[ROOT_INO]
         core.pages.pages.release(100)
-        await core.listings.refresh(ROOT_INO)
+        await listing.published.wait()
         assert entries_told(core) == [b"b"]
 
 
@@ -107,7 +138,7 @@ async def test_changes_are_told_by_name(tmp_path: Path) -> None:
         (core.source / "gone").unlink()
         core.write("changed", b"another version")
         core.write("new", b"1")
-        await core.listings.refresh(ROOT_INO)
+        await core.listings.refresh_anew(ROOT_INO)
         assert sorted(entries_told(core)) == [b"changed", b"gone", b"new"]
         assert [body for code, body in core.told() if code is Notify.INVAL_INODE][-1][:8] == b"\1" + bytes(7)
         assert core.count(Count.VERSION_SWITCHES) == 1

@@ -17,7 +17,8 @@ from tests.unit.core.rig import Rig, arrived, running_core
 def on_disk(core: Rig, path: Path) -> int:
     """Return what everything occupies."""
     files = [found for found in (path / "objects").rglob("*") if found.is_file()]
-    return sum(found.stat().st_blocks * 512 for found in files) + core.small.file_bytes() + core.environment.file_bytes()
+    objects = sum(found.stat().st_blocks * 512 for found in files)
+    return objects + core.small.file_bytes() + core.environment.file_bytes()
 
 
 async def test_cache_never_occupies_more_than_its_cap(tmp_path: Path) -> None:
@@ -92,9 +93,7 @@ async def test_floor_of_free_space_is_respected(tmp_path: Path) -> None:
             await core.fills.ensure(inode.ino, 0, MIB)
 
 
-async def test_disk_that_refused_is_left_alone_for_a_while(
-    tmp_path: Path, mock_clock: trio.testing.MockClock
-) -> None:
+async def test_disk_that_refused_is_left_alone_for_a_while(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:
     async with running_core(tmp_path) as core:
         inode = await core.put("a", os.urandom(MIB))
         core.space.note_disk_error(OSError("no space"))

@@ -174,7 +174,7 @@ def test_listing_of_an_orphaned_directory_changes_nothing(index: IndexEnvironmen
 
 def test_listing_of_a_freed_directory_changes_nothing(index: IndexEnvironment) -> None:
     assert apply(index, ApplyChildren(999, (file("a"),), OWNER, NOW_NS).apply) == ([], [])
-    finish = FinishListing(999, NOW_NS, 0, frozenset(), frozenset(), (file("a"),), OWNER)
+    finish = FinishListing(999, NOW_NS, frozenset(), frozenset(), (file("a"),), OWNER)
     assert apply(index, finish.apply) == ([], 0)
     assert totals(index) == (0, 0)
 

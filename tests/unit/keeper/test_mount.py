@@ -109,7 +109,7 @@ def test_silent_mount_times_out_instead_of_hanging(mountpoint: Path, monkeypatch
     try:
         with pytest.raises(MountpointError, match="does not answer: fanoutfs umount --lazy"):
             attach.check_mountpoint(mountpoint)
-        with pytest.raises(MountpointError, match="lies in the mount at .* does not answer"):
+        with pytest.raises(MountpointError, match=r"lies in the mount at .* does not answer"):
             attach.check_mountpoint(mountpoint / "below" / "deeper")
     finally:
         attach.unmount(mountpoint, lazy=True, force=True)

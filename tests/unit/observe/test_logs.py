@@ -13,7 +13,7 @@ def records(times: int, level: int) -> list[logging.LogRecord]:
 
 def test_repeating_warning_is_written_once_a_second_with_the_number_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now)
+    monkeypatch.setattr("fanoutfs.observe.logs.time.monotonic", lambda: now)
     repeat = logs._RepeatFilter()
     made = records(4, logging.WARNING)
     assert [repeat.filter(record) for record in made[:3]] == [True, False, False]

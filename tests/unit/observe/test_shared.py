@@ -77,7 +77,7 @@ def test_child_writes_are_seen_by_the_parent() -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     assert shared.total(Count.LISTINGS) == 5
-    assert shared.scratch(3)[:3] == b"abc"
+    assert bytes(shared.scratch(3)[:3]) == b"abc"
 
 
 # --- requests in flight --------------------------------------------------------------------------------------------

@@ -73,19 +73,19 @@ def test_init_answer_takes_the_smaller_minor() -> None:
 
 
 def test_notifications_byte_for_byte() -> None:
-    assert messages.encode_resend().hex() == "10000000" "07000000" "0000000000000000"
-    assert messages.encode_inc_epoch().hex() == "10000000" "08000000" "0000000000000000"
+    assert messages.encode_resend().hex() == "10000000070000000000000000000000"
+    assert messages.encode_inc_epoch().hex() == "10000000080000000000000000000000"
     assert messages.encode_inval_inode(16, offset=-1).hex() == (
-        "28000000" "02000000" "0000000000000000" "1000000000000000" "ffffffffffffffff" "0000000000000000"
+        "280000000200000000000000000000001000000000000000ffffffffffffffff0000000000000000"
     )
     assert messages.encode_inval_entry(1, b"ab").hex() == (
-        "23000000" "03000000" "0000000000000000" "0100000000000000" "02000000" "00000000" "616200"
+        "2300000003000000000000000000000001000000000000000200000000000000616200"
     )
     assert messages.encode_inval_entry(1, b"ab", expire_only=True)[28:32] == b"\1\0\0\0"
 
 
 def test_error_answer_carries_the_negative_errno() -> None:
-    assert messages.encode_error(5, errno.ENOENT).hex() == "10000000" "feffffff" "0500000000000000"
+    assert messages.encode_error(5, errno.ENOENT).hex() == "10000000feffffff0500000000000000"
 
 
 def test_descriptions_name_opcode_and_errno() -> None:
