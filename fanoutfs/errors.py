@@ -164,7 +164,7 @@ class DatabaseError(FanoutError):
 
 
 class StoreBrokenError(DatabaseError):
-    """The small-file store is damaged inside: it is thrown away, and the next generation asks for its content again."""
+    """A database of the cache is damaged inside: it is put away, and the next generation begins without it."""
 
 
 class InvariantError(FanoutError):

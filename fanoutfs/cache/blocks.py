@@ -1,6 +1,7 @@
 """Blocks of large files: read with their checksums verified (fronts), stored (worker threads of the core).
 
 xxh3-64 of one 256 KiB block takes about 10–25 us; a block is verified whenever bytes of it leave the cache.
+The inode number is the seed: bytes filed under a wrong number do not pass either.
 """
 
 import os
@@ -41,7 +42,7 @@ class BlockReader:
         stop = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, size_bytes)
         for last_try in (False, True):
             data = self._pread(ino, start, stop - start)
-            if data is not None and self._is_intact(data, first, parts):
+            if data is not None and self._is_intact(ino, data, first, parts):
                 return data[offset - start : end - start], -(-(stop - start) // BLOCK_BYTES)
             if last_try:
                 break
@@ -58,13 +59,13 @@ class BlockReader:
         return view if got == length else None
 
     @staticmethod
-    def _is_intact(data: memoryview, first: int, parts: dict[int, bytes]) -> bool:
+    def _is_intact(ino: int, data: memoryview, first: int, parts: dict[int, bytes]) -> bool:
         digest = xxhash.xxh3_64_intdigest
         for at in range(0, len(data), BLOCK_BYTES):
             part, block = divmod(first, PART_BLOCKS)
             first += 1
             expected = _U64.unpack_from(parts[part], _CHECKSUMS_AT + 8 * block)[0]
-            if digest(data[at : at + BLOCK_BYTES]) != expected:
+            if digest(data[at : at + BLOCK_BYTES], ino) != expected:
                 return False
         return True
 
@@ -78,7 +79,7 @@ def missing_blocks(value: bytes | memoryview | None, part: int, first: int, last
     return wanted & ~int(present)
 
 
-def store_blocks(fd: int, part: int, first_block: int, data: memoryview) -> dict[int, int]:
+def store_blocks(fd: int, ino: int, part: int, first_block: int, data: memoryview) -> dict[int, int]:
     """Write the blocks of one part, beginning at `first_block` of it, and return their checksums.
 
     data: whole blocks, the file's last one may be short.  Raises OSError when the disk refuses; a part of the bytes
@@ -89,12 +90,12 @@ def store_blocks(fd: int, part: int, first_block: int, data: memoryview) -> dict
     while done < len(data):
         done += os.pwrite(fd, data[done:], offset + done)
     return {
-        first_block + index: xxhash.xxh3_64_intdigest(data[at : at + BLOCK_BYTES])
+        first_block + index: xxhash.xxh3_64_intdigest(data[at : at + BLOCK_BYTES], ino)
         for index, at in enumerate(range(0, len(data), BLOCK_BYTES))
     }
 
 
-def find_torn_blocks(fd: int, part: int, value: bytes, size_bytes: int) -> int:
+def find_torn_blocks(fd: int, ino: int, part: int, value: bytes, size_bytes: int) -> int:
     """Return the mask of present blocks of a part whose bytes do not have their checksum.  Blocking."""
     torn = 0
     present = _U32.unpack_from(value)[0]
@@ -106,7 +107,7 @@ def find_torn_blocks(fd: int, part: int, value: bytes, size_bytes: int) -> int:
         data = os.pread(fd, length, start)
         if (
             len(data) != length
-            or xxhash.xxh3_64_intdigest(data) != _U64.unpack_from(value, _CHECKSUMS_AT + 8 * block)[0]
+            or xxhash.xxh3_64_intdigest(data, ino) != _U64.unpack_from(value, _CHECKSUMS_AT + 8 * block)[0]
         ):
             torn |= 1 << block
     return torn

@@ -1,6 +1,7 @@
 """The small-file store: whole contents in LMDB, so that one lookup answers a READ.  Its format and its readers.
 
-small.lmdb, LMDB 0.9, one unnamed database: inode u64 big-endian → xxh3-64 of the content u64 little-endian, content.
+small.lmdb, LMDB 0.9, one unnamed database: inode u64 big-endian → xxh3-64 of the content (seed: the
+inode) u64 little-endian, content.
 
 Written by the core (`smallstore`) in groups without syncing (MDB_NOSYNC): content can be fetched again, and a sync per
 group would cost more than the fetch.  After a power cut such a file may be torn in ways LMDB does not notice, so `boot`
@@ -108,6 +109,6 @@ class SmallReader:
         if len(value) < CHECKSUM.size:
             raise SmallMismatchError
         content = memoryview(value)[CHECKSUM.size :]
-        if xxhash.xxh3_64_intdigest(content) != CHECKSUM.unpack_from(value)[0]:
+        if xxhash.xxh3_64_intdigest(content, ino) != CHECKSUM.unpack_from(value)[0]:
             raise SmallMismatchError
         return content

@@ -6,10 +6,11 @@ Apart from `small` because a front must not load trio, which the group writer ne
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import lmdb
 import trio
@@ -18,6 +19,7 @@ import xxhash
 from fanoutfs.cache.small import CHECKSUM, MIN_MAP_BYTES, SmallMismatchError, SmallReader, open_small
 from fanoutfs.errors import DatabaseError, StoreBrokenError
 from fanoutfs.index.format import INO_KEY
+from fanoutfs.index.store import BROKEN
 from fanoutfs.index.writer import GroupWriter
 
 _EVICT_SHARE: Final = 16
@@ -27,10 +29,6 @@ _RUN: Final = 16
 _WAY_SHARES: Final = (16, 16, 8, 8, 4, 4, 2, 2)
 """A large content needs free pages in a row, which many tiny ones leave none of.  Then one long run of neighbours goes,
 and longer ones until it fits.  Each twice: LMDB reuses pages two transactions after they were freed."""
-
-
-BROKEN: Final = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
-T = TypeVar("T")
 
 
 class _StoreFullError(DatabaseError):
@@ -43,7 +41,7 @@ class SmallStore:
     def __init__(self, volume: Path, map_bytes: int) -> None:
         self._env = open_small(volume, map_bytes, writable=True)
         _extend(self._env)
-        self.broken = trio.Event()
+        self.broken = threading.Event()
         """Set when the store turned out to be damaged inside; then every call raises StoreBrokenError."""
         # LMDB needs free pages to delete, and reuses the pages of deleted values one commit later.
         self._soft_bytes = max(MIN_MAP_BYTES, map_bytes) // 8 * 7
@@ -60,6 +58,7 @@ class SmallStore:
         except lmdb.MapFullError as error:
             raise _StoreFullError("the small-file store is full") from error
         except BROKEN as error:
+            self.broken.set()
             raise self._broken(error) from error
         except lmdb.Error as error:
             raise DatabaseError(f"the small-file store refused a change: {error}") from error
@@ -86,16 +85,16 @@ class SmallStore:
 
     async def put(self, ino: int, content: memoryview) -> bool:
         """Store a content; False when there is no room even after evicting.  Checkpoint.  Raises DatabaseError."""
-        value = CHECKSUM.pack(xxhash.xxh3_64_intdigest(content)) + content
+        value = CHECKSUM.pack(xxhash.xxh3_64_intdigest(content, ino)) + content
         put = partial(self._put, ino=ino, value=value)
         with contextlib.suppress(_StoreFullError):
-            return await self._run(put)
+            return await self._writer.run(put)
         async with self._making_way:
             for share in _WAY_SHARES:
                 # In a transaction of its own: what aborts with the put would leave the store full for ever.
                 with contextlib.suppress(_StoreFullError):
-                    await self._run(partial(self._make_way, share=share))
-                    return await self._run(put)
+                    await self._writer.run(partial(self._make_way, share=share))
+                    return await self._writer.run(put)
         return False
 
     def _put(self, txn: lmdb.Transaction, ino: int, value: bytes) -> bool:
@@ -112,14 +111,7 @@ class SmallStore:
 
     async def drop(self, ino: int) -> None:
         """Remove a content.  Checkpoint.  Raises DatabaseError."""
-        await self._run(lambda txn: txn.delete(INO_KEY.pack(ino)))
-
-    async def _run(self, apply: Callable[[lmdb.Transaction], T]) -> T:
-        try:
-            return await self._writer.run(apply)
-        except StoreBrokenError:
-            self.broken.set()
-            raise
+        await self._writer.run(lambda txn: txn.delete(INO_KEY.pack(ino)))
 
     def release_dead_readers(self) -> None:
         """Free the reader slots of processes that were killed."""

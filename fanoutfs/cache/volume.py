@@ -11,7 +11,6 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import lmdb
 
@@ -20,12 +19,10 @@ from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.errors import CacheUnusableError
 from fanoutfs.index.operations import OpenVolume
-from fanoutfs.index.store import FILE_NAME, IndexEnvironment
+from fanoutfs.index.store import BROKEN, FILE_NAME, IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
 
 log = logging.getLogger(__name__)
-
-_BROKEN: Final = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,21 @@ class Volume:
         self.environment.close()
         small_store.mark_closed(path)
 
+    @property
+    def is_broken(self) -> bool:
+        """Tell whether a database turned out to be damaged."""
+        return self.small.broken.is_set() or self.environment.broken.is_set()
+
+    def put_away_broken(self, path: Path) -> None:
+        """Remove what is damaged, so that the next to open the volume begins anew.  After `close`.
+
+        Processes that have it open keep reading what they know until they end.
+        """
+        if self.environment.broken.is_set():
+            _put_away_index(path)
+        if self.small.broken.is_set():
+            small_store.remove(path)
+
 
 def open_volume(path: Path, small_map_bytes: int, wanted: OpenVolume) -> Volume:
     """Open or create the volume.  Raises CacheUnusableError when a newer version wrote it or the disk refuses."""
@@ -54,10 +66,9 @@ def open_volume(path: Path, small_map_bytes: int, wanted: OpenVolume) -> Volume:
         _empty(path)
     try:
         environment, was_known = _open_index(path, wanted)
-    except _BROKEN as error:
+    except BROKEN as error:
         log.error("index is broken, starting a new one path=%s: %s", path / FILE_NAME, error)
-        (path / FILE_NAME).replace(path / (FILE_NAME + ".broken"))
-        (path / (FILE_NAME + "-lock")).unlink(missing_ok=True)
+        _put_away_index(path)
         _empty(path)
         environment, was_known = _open_index(path, wanted)
     small_store.prepare(path, small_map_bytes)
@@ -82,6 +93,11 @@ def _open_index(path: Path, wanted: OpenVolume) -> tuple[IndexEnvironment, bool]
     except lmdb.Error:
         environment.close()
         raise
+
+
+def _put_away_index(path: Path) -> None:
+    (path / FILE_NAME).replace(path / (FILE_NAME + ".broken"))
+    (path / (FILE_NAME + "-lock")).unlink(missing_ok=True)
 
 
 def _empty(path: Path) -> None:

@@ -19,6 +19,7 @@ from fanoutfs.errors import (
     FanoutError,
     NotADirectoryInIndexError,
     StaleInodeError,
+    VersionGoneError,
 )
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
@@ -99,6 +100,13 @@ class FileSystem:
 
     async def prepare_read(self, verb: Verb, ino: int, offset: int, length: int) -> bytes:
         """Do what a front asks for before it answers a READ; return the packed outcome.  Checkpoint."""
+        try:
+            return await self._prepare_read(verb, ino, offset, length)
+        except VersionGoneError:
+            self._listings.distrust(self.inode(ino))  # the next open finds the new version
+            raise
+
+    async def _prepare_read(self, verb: Verb, ino: int, offset: int, length: int) -> bytes:
         if verb is not Verb.DIRECT:
             try:
                 if verb is Verb.REFILL:

@@ -185,7 +185,7 @@ class Fills:
                 log.error("cache file cannot be opened ino=%d: %s", ino, error)
                 torn = int.from_bytes(value[:4], "little")
             else:
-                look = partial(find_torn_blocks, fd, part, bytes(value), inode.size_bytes)
+                look = partial(find_torn_blocks, fd, ino, part, bytes(value), inode.size_bytes)
                 try:
                     torn = await trio.to_thread.run_sync(look)
                 finally:
@@ -335,7 +335,7 @@ class Fills:
                 def fetch_and_store() -> dict[int, int]:
                     try:
                         data = self._get(inode, fill.start, fill.end)
-                        return store_blocks(fd, part, first_block, data)
+                        return store_blocks(fd, inode.ino, part, first_block, data)
                     finally:
                         os.close(fd)  # here, because a cancelled fill leaves this thread running
 

@@ -28,13 +28,15 @@ from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
-from fanoutfs.records import ListPage
+from fanoutfs.records import ROOT_INO, ListPage
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 _PARALLEL: Final = 16
+_DISTRUST_S: Final = 1.0
+"""A directory is listed again at most this often because of versions that are gone."""
 
 
 class _Listing:
@@ -85,6 +87,7 @@ class Listings:
         self._op_timeout_s = op_timeout_s
         self._row = row
         self._under_way: dict[int, _Listing] = {}
+        self._distrusted: dict[int, float] = {}
         self._threads = trio.CapacityLimiter(_PARALLEL)
         self._failures = RecentFailures()
 
@@ -145,6 +148,23 @@ class Listings:
         listing.asked_names.add(name)
         await self._point_lookup(parent, name)
         return self._child(parent, name)
+
+    def distrust(self, inode: Inode) -> None:
+        """List the directory of a file again soon, because the backend has no such version any more.  No checkpoint.
+
+        Not for a file that was replaced or removed already: who still has it open is entitled to try.
+        """
+        ino: int | None = ROOT_INO
+        now = trio.current_time()
+        with self._reader.begin() as txn:
+            if self._reader.is_orphan(txn, inode.ino):
+                return
+            for part in inode.key.removeprefix(self._root_prefix).split("/")[:-1]:
+                ino = None if ino is None else self._reader.child(txn, ino, part.encode("utf-8", "surrogateescape"))
+        if ino is not None and now >= self._distrusted.get(ino, 0.0):
+            self._distrusted = {each: until for each, until in self._distrusted.items() if until > now}
+            self._distrusted[ino] = now + _DISTRUST_S
+            self._join(ino)
 
     # --- one listing -------------------------------------------------------------------------------------------
 

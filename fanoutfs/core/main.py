@@ -24,7 +24,6 @@ import pyfuse3
 import trio
 
 from fanoutfs.backend import Backend, open_backend
-from fanoutfs.cache import small as small_store
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.clock import SystemClock
 from fanoutfs.config.schema import MountConfig
@@ -70,6 +69,7 @@ EXIT_RENEW: Final = 87
 """Exit code of a core that asks for a new generation: what all processes have open must be opened anew."""
 _PROBE_NAME: Final = ".fanoutfs-probe"
 _READER_CHECK_S: Final = 10.0
+_BROKEN_POLL_S: Final = 0.2
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
 
@@ -113,8 +113,8 @@ def run(task: CoreTask) -> int:
         log.info("core ends")
     backend.close()
     volume.close(task.volume_path)
-    if volume.small.broken.is_set():
-        small_store.remove(task.volume_path)  # every process that has it open ends with this generation
+    if volume.is_broken:
+        volume.put_away_broken(task.volume_path)
         return EXIT_RENEW
     return 0
 
@@ -340,8 +340,10 @@ async def _release_dead_readers(volume: Volume) -> None:
 
 
 async def _end_when_broken(volume: Volume, scope: trio.CancelScope) -> None:
-    await volume.small.broken.wait()
-    log.error("the small-file store is damaged: beginning anew with an empty one")
+    """Ask for a new generation when a database is damaged inside.  Looks now and then: it matters once in years."""
+    while not volume.is_broken:
+        await trio.sleep(_BROKEN_POLL_S)
+    log.error("a database of the cache is damaged: beginning anew without it")
     scope.cancel()
 
 

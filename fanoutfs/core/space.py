@@ -41,6 +41,8 @@ _BATCH_SHARE: Final = 64
 """An eviction frees at least one 64th of the large files, so that one grace period serves many parts."""
 _RECENT_PARTS: Final = 32
 """Parts filled last are spared: read-ahead must not be evicted before its reader arrives."""
+_ROUNDS: Final = 4
+"""While one eviction waits for the fronts, other fills reserve room as well."""
 _PAGE_BYTES: Final = 4096
 _FOLDERS: Final = 256
 _FIXED_BYTES: Final = 256 << 10
@@ -159,21 +161,27 @@ class Space:
             return
         async with self._lock:
             await self._retry_punching()
-            excess = self._excess_bytes()
-            if excess <= 0:
-                return
-            if excess > self.large_bytes():
-                raise CacheFullError("nothing left to evict")
-            try:
-                await self._evict(max(excess, self.large_bytes() // _BATCH_SHARE))
-            except (OSError, DatabaseError) as error:
-                self.note_disk_error(error)
-                raise CacheFullError(f"cannot evict: {error}") from error
+            for _round in range(_ROUNDS):
+                excess = self._excess_bytes()
+                if excess <= 0:
+                    return
+                if excess > self.large_bytes():
+                    raise CacheFullError("nothing left to evict")
+                try:
+                    freed = await self._evict(max(excess, self.large_bytes() // _BATCH_SHARE))
+                except (OSError, DatabaseError) as error:
+                    self.note_disk_error(error)
+                    raise CacheFullError(f"cannot evict: {error}") from error
+                if not freed:
+                    break
             if self._excess_bytes() > 0:
                 raise CacheFullError("no part can be evicted now")
 
-    async def _evict(self, wanted_bytes: int) -> None:
-        """Evict random parts until this much is free, or no more can be found.  Raises OSError, DatabaseError."""
+    async def _evict(self, wanted_bytes: int) -> int:
+        """Evict random parts until this much is free, or no more can be found; return how much.
+
+        Raises OSError, DatabaseError.
+        """
         victims = choose_parts(self._environment, wanted_bytes, self._is_spared)
         freed = 0
         with self._kept_away(victims):
@@ -184,6 +192,7 @@ class Space:
             for part in victims:
                 await self._punch(part, -1)
         bump(self._row, Count.EVICTED_BYTES, freed)
+        return freed
 
     async def _retry_punching(self) -> None:
         """Punch what an earlier eviction could not, but nothing that was filled again since."""

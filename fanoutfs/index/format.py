@@ -22,7 +22,7 @@ inodes     ino u64 →
 blocks     ino u64, part u32 →
               0   4  present u32: bit b is set when block b of the part is in the cache file
               4   4  zero
-              8 256  xxh3-64 of each block (the last block of a file: of its actual length)
+              8 256  xxh3-64, seed: the inode, of each block (the last block of a file: of its actual length)
 orphans    ino u64 → u64, wall clock ns since when no name leads there; the record stays until the kernel forgets it
 
 A file's attributes never change under its inode number: a changed object is a new inode.

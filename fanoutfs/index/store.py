@@ -1,6 +1,7 @@
 """Open the index environment: once per process, after fork; for writing in the core only."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Final
 
@@ -14,12 +15,16 @@ MAP_BYTES: Final = 1 << 38
 """256 GiB of address space; the file stays as small as its content.  About 500 million files fit."""
 MAX_READERS: Final = 256
 FILE_NAME: Final = "index.lmdb"
+BROKEN: Final = (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError, lmdb.PageNotFoundError)
+"""What LMDB raises when a file is damaged, not merely full."""
 
 
 class IndexEnvironment:
     """An open environment and its databases.  Raises lmdb.Error when the file is broken."""
 
     def __init__(self, directory: Path, *, writable: bool) -> None:
+        self.broken = threading.Event()
+        """Set when a change met damage inside; then the index must go and everything be opened anew."""
         # metasync off: after a power cut the last commits may be missing but the tree is whole (LMDB's
         # MDB_NOMETASYNC).  What is in this file can be had again from the backend.
         self.env = lmdb.open(

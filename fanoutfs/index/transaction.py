@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import lmdb
 
-from fanoutfs.errors import DatabaseError
+from fanoutfs.errors import DatabaseError, StoreBrokenError
 from fanoutfs.index.format import (
     DT_DIR,
     DT_REG,
@@ -22,7 +22,7 @@ from fanoutfs.index.format import (
     Inode,
     unpack_inode,
 )
-from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.index.store import BROKEN, IndexEnvironment
 from fanoutfs.records import PART_BLOCKS
 
 PartMap = tuple[int, list[int]]
@@ -168,9 +168,15 @@ class IndexTransaction:
 
 @contextlib.contextmanager
 def write_transaction(environment: IndexEnvironment) -> Iterator[IndexTransaction]:
-    """Begin a write transaction; commit it on success, abort it on an exception.  Raises DatabaseError."""
+    """Begin a write transaction; commit it on success, abort it on an exception.
+
+    Raises DatabaseError, StoreBrokenError.
+    """
     try:
         with environment.env.begin(write=True) as txn:
             yield IndexTransaction(environment, txn)
+    except BROKEN as error:
+        environment.broken.set()
+        raise StoreBrokenError(f"the index is damaged: {error}") from error
     except lmdb.Error as error:
         raise DatabaseError(f"the index refused a change: {error}") from error

@@ -90,7 +90,7 @@ def test_settings() -> None:
 
 
 def test_small_value() -> None:
-    assert (CHECKSUM.pack(xxhash.xxh3_64_intdigest(b"hello")) + b"hello").hex() == "fddc625c55e8559568656c6c6f"
+    assert (CHECKSUM.pack(xxhash.xxh3_64_intdigest(b"hello", 16)) + b"hello").hex() == "978e9b4c961b702468656c6c6f"
 
 
 def test_cache_file_path() -> None:

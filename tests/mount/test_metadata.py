@@ -376,3 +376,18 @@ def test_marker_objects_make_empty_directories(moto_bucket: Bucket) -> None:
         assert os.listdir(mount.path / "empty") == []
         assert os.listdir(mount.path / "full") == ["file"]
         assert mount.counters()["hidden_names"] == 0
+
+
+def test_read_of_a_replaced_object_makes_the_next_open_find_the_new_version(bucket: Bucket) -> None:
+    bucket.put("dir/a", b"old" * 100)
+    with mounted(
+        bucket.url, "--endpoint-url", bucket.endpoint, "--metadata-ttl", "indefinite", env=bucket.env
+    ) as mount:
+        path = mount.path / "dir/a"
+        assert path.stat().st_size == 300
+        bucket.put("dir/a", b"newer" * 100)
+        with pytest.raises(OSError, match="Stale") as caught:
+            path.read_bytes()
+        assert caught.value.errno == errno.ESTALE
+        wait_until(lambda: path.stat().st_size == 500, "the new version is found")
+        assert path.read_bytes() == b"newer" * 100

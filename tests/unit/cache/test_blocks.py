@@ -37,7 +37,7 @@ def store(files: CacheFiles, content: bytes) -> dict[int, bytes]:
     parts = {}
     for part in range(-(-len(content) // PART_BYTES)):
         data = memoryview(content)[part * PART_BYTES : (part + 1) * PART_BYTES]
-        checksums = store_blocks(files.descriptor(INO), part, 0, data)
+        checksums = store_blocks(files.descriptor(INO), INO, part, 0, data)
         row = [checksums.get(block, 0) for block in range(PART_BLOCKS)]
         parts[part] = PART_VALUE.pack(sum(1 << block for block in checksums), 0, *row)
     return parts
@@ -56,6 +56,14 @@ def test_stored_bytes_come_back_at_every_border(files: CacheFiles, reader: Block
             assert verified == (end - 1) // BLOCK_BYTES - offset // BLOCK_BYTES + 1
 
 
+def test_bytes_filed_under_another_inode_do_not_pass(files: CacheFiles, reader: BlockReader) -> None:
+    content = os.urandom(BLOCK_BYTES)
+    parts = store(files, content)
+    os.pwrite(files.descriptor(INO + 1), content, 0)
+    with pytest.raises(BlockMismatchError):
+        reader.read(INO + 1, 0, BLOCK_BYTES, BLOCK_BYTES, parts)
+
+
 def test_flipped_bit_is_found_only_in_its_block(files: CacheFiles, reader: BlockReader) -> None:
     content = os.urandom(2 * BLOCK_BYTES + 5)
     parts = store(files, content)
@@ -65,7 +73,7 @@ def test_flipped_bit_is_found_only_in_its_block(files: CacheFiles, reader: Block
         assert reader.read(INO, offset, end, len(content), parts)[0] == content[offset:end]
     with pytest.raises(BlockMismatchError):
         reader.read(INO, BLOCK_BYTES + 7, BLOCK_BYTES + 8, len(content), parts)
-    assert find_torn_blocks(files.descriptor(INO), 0, parts[0], len(content)) == 0b010
+    assert find_torn_blocks(files.descriptor(INO), INO, 0, parts[0], len(content)) == 0b010
 
 
 def test_punched_and_truncated_files_do_not_verify(files: CacheFiles, reader: BlockReader) -> None:
@@ -77,7 +85,7 @@ def test_punched_and_truncated_files_do_not_verify(files: CacheFiles, reader: Bl
     os.truncate(files.descriptor(INO), BLOCK_BYTES + 1)
     with pytest.raises(BlockMismatchError):
         reader.read(INO, BLOCK_BYTES, BLOCK_BYTES + 1, len(content), parts)
-    assert find_torn_blocks(files.descriptor(INO), 0, parts[0], len(content)) == 0b11
+    assert find_torn_blocks(files.descriptor(INO), INO, 0, parts[0], len(content)) == 0b11
 
 
 def test_reader_finds_a_file_that_was_made_anew(files: CacheFiles, reader: BlockReader) -> None:
@@ -95,10 +103,10 @@ def test_file_that_was_never_cached_is_a_mismatch(files: CacheFiles, reader: Blo
 
 def test_checksums_are_xxh3_of_the_actual_length(files: CacheFiles) -> None:
     content = os.urandom(BLOCK_BYTES + 7)
-    checksums = store_blocks(files.descriptor(INO), 1, 30, memoryview(content))
+    checksums = store_blocks(files.descriptor(INO), INO, 1, 30, memoryview(content))
     assert checksums == {
-        30: xxhash.xxh3_64_intdigest(content[:BLOCK_BYTES]),
-        31: xxhash.xxh3_64_intdigest(content[BLOCK_BYTES:]),
+        30: xxhash.xxh3_64_intdigest(content[:BLOCK_BYTES], INO),
+        31: xxhash.xxh3_64_intdigest(content[BLOCK_BYTES:], INO),
     }
     assert os.pread(files.descriptor(INO), len(content), PART_BYTES + 30 * BLOCK_BYTES) == content
 
