@@ -104,11 +104,7 @@ class StoreBackend:
                 raise self._count_refusal(failure)
             self._form = max(self._form, form + 1)
         meta = result.meta
-        found = _info(key, meta).version
-        if found.etag == version.etag != "" and found.size_bytes != version.size_bytes:
-            # Not another version but a broken answer: this ETag stands for that many bytes.
-            raise TransientError(f"{what}: the answer speaks of {found.size_bytes} bytes in all")
-        self._check_version(key, version, found)
+        self._check_version(key, version, _info(key, meta).version)
         if tuple(result.range) != (start, end):
             raise TransientError(f"{what}: the answer holds {tuple(result.range)}")
         try:

@@ -114,7 +114,6 @@ FAULTS: dict[str, dict[str, object]] = {
     "short body": {"kind": "short", "after": 1000},
     "length cut": {"kind": "short_length", "after": 1000},
     "wrong Content-Range": {"kind": "header", "name": "content-range", "value": "bytes 5-4004/4005"},
-    "wrong total": {"kind": "header", "name": "content-range", "value": "bytes 0-3999/4005"},
     "another range": {"kind": "header", "name": "content-range", "value": "bytes 5-3999/4000"},
     "range ignored": {"kind": "ignore_range"},
 }
@@ -251,24 +250,29 @@ def test_deleted_object_is_enoent_or_estale_and_the_name_goes(
 def test_changed_object_is_estale_until_listed_again_and_old_bytes_stay(
     bucket: Bucket, mount_of: Mounter, children: Children
 ) -> None:
-    old = {"large": content(1, 2 * MIB), "small": content(2, 4000), "held": content(5, 6000)}
-    new = {"large": content(3, 2 * MIB), "small": content(4, 4000), "held": content(6, 6000)}
+    # A directory each: the first ESTALE has its directory listed again.
+    old = {"a/large": content(1, 2 * MIB), "b/small": content(2, 4000), "c/held": content(5, 6000)}
+    new = {"a/large": content(3, 2 * MIB), "b/small": content(4, 4000), "c/held": content(6, 6000)}
     for name, body in old.items():
         bucket.put(name, body)
     mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
-    os.listdir(mount.path)
-    with open(mount.path / "held", "rb", buffering=0) as held:
-        assert held.read() == old["held"]
+    for directory in "abc":
+        os.listdir(mount.path / directory)
+    with open(mount.path / "c/held", "rb", buffering=0) as held:
+        assert held.read() == old["c/held"]
         for name, body in new.items():
             bucket.put(name, body)
-        for name in ("large", "small"):
+        for name in ("a/large", "b/small"):
             assert children.start(read_errno, mount.path / name).result() == errno.ESTALE
-        mount.invalidate()
+        mount.invalidate("c")
         for name, body in new.items():
+            wait_until(
+                lambda name=name: not children.start(read_errno, mount.path / name).result(), f"{name} is the new one"
+            )
             assert children.start(read_digest, mount.path / name).result() == digest(body)
         os.posix_fadvise(held.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         held.seek(0)
-        assert held.read() == old["held"], "who has the old version open keeps it"
+        assert held.read() == old["c/held"], "who has the old version open keeps it"
 
 
 @pytest.mark.parametrize("kind", ["reset", "stall"])
@@ -301,10 +305,11 @@ def test_backend_down_cached_things_work_and_all_recovers(
     check_cached()
     assert children.start(read_errno, mount.path / "d/uncached").result(30) == errno.EIO
     check_cached()
-    mount.stop()
-    mount.start()
-    check_cached()
-    assert children.start(read_errno, mount.path / "d/uncached").result(30) == errno.EIO
+    if kind == "reset":  # a warm mount needs no backend either
+        mount.stop()
+        mount.start()
+        check_cached()
+        assert children.start(read_errno, mount.path / "d/uncached").result(30) == errno.EIO
     assert children.start(read_errno, mount.path / "other/file").result(30) == errno.EIO
     proxy.clear()
     bucket.put("d/fresh", b"f")

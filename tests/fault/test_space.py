@@ -77,9 +77,9 @@ def test_cache_never_exceeds_its_cap(
 ) -> None:
     chance = random.Random(7)
     sizes = {
-        "large": {f"large{n}": chance.randrange(8 * MIB, 16 * MIB) for n in range(10)},
+        "large": {f"large{n}": chance.randrange(8 * MIB, 16 * MIB) for n in range(8)},
         "middle": {f"middle{n}": chance.randrange(130 * KIB, 2 * MIB) for n in range(80)},
-        "small": {f"small{n}": chance.randrange(1, 128 * KIB) for n in range(800)},
+        "small": {f"small{n}": chance.randrange(1, 128 * KIB) for n in range(500)},
     }[kind]
     cap = 32 * MIB
     expected = put_files(bucket, sizes)

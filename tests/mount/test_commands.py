@@ -28,7 +28,7 @@ from fanoutfs.errors import (
 )
 from fanoutfs.keeper.mountinfo import find_mount
 from tests.mount import kernel
-from tests.support.mounts import Mount, drop_page_cache, mounted, run_command, wait_until
+from tests.support.mounts import COMMAND, Mount, drop_page_cache, mounted, run_command, wait_until
 from tests.support.processes import free_ports
 from tests.support.servers import Bucket
 
@@ -386,7 +386,7 @@ def test_mount_over_a_symlink_and_a_relative_path(base: Path) -> None:
 
 
 def test_foreground_mount_ends_with_its_mount(base: Path) -> None:
-    command = [shutil.which("fanoutfs") or "fanoutfs", "mount", "--foreground", "memory://", str(base / "mnt")]
+    command = [*COMMAND, "mount", "--foreground", "memory://", str(base / "mnt")]
     daemon = subprocess.Popen([*command, "--cache-dir", str(base / "cache")], stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: find_mount(base / "mnt"), "it is mounted")
