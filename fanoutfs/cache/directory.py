@@ -25,7 +25,7 @@ class CacheDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _make_private(path)
+        make_private(path, "cache directory")
         self._lock_fd = self._lock()
 
     def _lock(self) -> int:
@@ -53,7 +53,7 @@ class CacheDirectory:
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = self.path / "volumes" / digest
         for folder in (path.parent, path, path / "objects"):  # each by itself: mkdir(parents) would leave them 0755
-            _make_private(folder)
+            make_private(folder, "cache directory")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             with open(os.open(path / "volume", flags, 0o600), "w", encoding="utf-8") as stream:
@@ -87,19 +87,19 @@ class CacheDirectory:
         os.close(self._lock_fd)
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path, what: str) -> None:
     """Create the directory 0700, or check that an existing one is ours alone."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.lstat()
     except OSError as error:
-        raise CacheUnusableError(f"cannot create cache directory {path}: {error.strerror}") from error
+        raise CacheUnusableError(f"cannot create {what} {path}: {error.strerror}") from error
     if not stat.S_ISDIR(found.st_mode):
-        raise CacheUnusableError(f"cache directory {path} is not a directory (symbolic links are refused)")
+        raise CacheUnusableError(f"{what} {path} is not a directory (symbolic links are refused)")
     if found.st_uid != os.geteuid():
-        raise CacheUnusableError(f"cache directory {path} belongs to uid {found.st_uid}, not to us ({os.geteuid()})")
+        raise CacheUnusableError(f"{what} {path} belongs to uid {found.st_uid}, not to us ({os.geteuid()})")
     if found.st_mode & 0o022:
-        raise CacheUnusableError(f"cache directory {path} is writable by others: chmod go-w {path}")
+        raise CacheUnusableError(f"{what} {path} is writable by others: chmod go-w {path}")
 
 
 def _occupied_bytes(path: Path) -> int:

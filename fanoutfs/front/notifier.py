@@ -15,11 +15,14 @@ OUTCOME_BYTES: Final = 4
 
 def run(fuse_fd: int, channel: socket.socket) -> int:
     """Write each packet to /dev/fuse and answer with its errno (u32, little-endian; 0: delivered) until EOF."""
-    while message := channel.recv(_MAX_MESSAGE):
-        code = 0
-        try:
-            os.write(fuse_fd, message)
-        except OSError as error:
-            code = error.errno or 5
-        channel.send(code.to_bytes(OUTCOME_BYTES, "little"))
+    try:
+        while message := channel.recv(_MAX_MESSAGE):
+            code = 0
+            try:
+                os.write(fuse_fd, message)
+            except OSError as error:
+                code = error.errno or 5
+            channel.send(code.to_bytes(OUTCOME_BYTES, "little"))
+    except ConnectionError:
+        pass  # the core was killed with answers of ours unread: the end as well
     return 0

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from fanoutfs.backend import config_root
-from fanoutfs.cache.directory import CacheDirectory
+from fanoutfs.cache.directory import CacheDirectory, make_private
 from fanoutfs.config.schema import MountConfig, control_socket
 from fanoutfs.errors import CacheUnusableError, FanoutError, MountBusyError, NotMountedError
 from fanoutfs.front.main import EXIT_UNMOUNTED
@@ -331,7 +331,7 @@ def _raise_descriptor_limit() -> None:
 
 def _bind_control(path: Path) -> socket.socket:
     """Return the listening control socket; one that a killed daemon left is replaced (its mountpoint was checked)."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent, "runtime directory")  # below /tmp somebody else may have been there first
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
