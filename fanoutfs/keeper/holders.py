@@ -43,7 +43,8 @@ def find_servers(mount: MountInfo) -> list[int]:
     """Return the processes that hold the /dev/fuse descriptor of the mount, as far as can be seen in SCAN_TIMEOUT_S.
 
     /proc/PID/fdinfo names the connection of such a descriptor (`fuse_connection`, seen on 6.18); older kernels do not,
-    and nothing is found there.
+    and nothing is found there.  The number may also be that of an earlier, unmounted connection which somebody still
+    holds: such a process is named as well.
     """
     wanted = f"fuse_connection:\t{mount.connection_id}\n"
     deadline = time.monotonic() + SCAN_TIMEOUT_S

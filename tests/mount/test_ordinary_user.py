@@ -29,8 +29,11 @@ grep fuse.fanoutfs /proc/self/mountinfo | cut -d ' ' -f 5 | while read -r other;
 mknod -m 666 "$BASE/fuse" c 10 229
 mount --bind "$BASE/fuse" /dev/fuse
 mount --bind "$BASE/fuse.conf" /etc/fuse.conf
-# The interpreter may lie below /root, which nobody may enter: show only the interpreter there.
-mkdir "$BASE/kept"
+# Checkout and environment may lie where nobody may enter (below /root, in a private temporary directory): show them here.
+mkdir -p "$BASE/kept" "$BASE/venv" "$BASE/lib/fanoutfs"
+mount --bind "$PREFIX" "$BASE/venv"
+mount --bind "$PACKAGE" "$BASE/lib/fanoutfs"
+# So may the interpreter that the environment links to: show only that one below /root.
 for tree in $TREES; do mkdir -p "$BASE/kept$tree"; mount --bind "$tree" "$BASE/kept$tree"; done
 mount -t tmpfs -o mode=755 none /root
 for tree in $TREES; do mkdir -p "$tree"; mount --bind "$BASE/kept$tree" "$tree"; done
@@ -55,7 +58,7 @@ def base() -> Iterator[Path]:
 
 def _as_nobody(base: Path, script: str, bucket: Bucket, *, then_as_root: str = "") -> subprocess.CompletedProcess[str]:
     """Run a shell script as nobody; `fanoutfs` is the command, $SOURCE and $ENDPOINT name the bucket."""
-    trees = sorted({os.path.realpath(sys.prefix), os.path.realpath(sys.base_prefix)})
+    tree = os.path.realpath(sys.base_prefix)
     environment = {
         **bucket.env,
         "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -63,11 +66,13 @@ def _as_nobody(base: Path, script: str, bucket: Bucket, *, then_as_root: str = "
         "BASE": str(base),
         "SOURCE": bucket.url,
         "ENDPOINT": bucket.endpoint,
-        "TREES": " ".join(tree for tree in trees if tree.startswith("/root/")),
-        "PYTHONPATH": str(ROOT),
+        "TREES": tree if tree.startswith("/root/") else "",
+        "PREFIX": os.path.realpath(sys.prefix),
+        "PACKAGE": str(ROOT / "fanoutfs"),
+        "PYTHONPATH": str(base / "lib"),
         "PYTHONDONTWRITEBYTECODE": "1",
         "SCRIPT_OF_ROOT": then_as_root,
-        "SCRIPT": f'fanoutfs() {{ {sys.executable} -m fanoutfs "$@"; }}\ncd "$HOME"\n{script}',
+        "SCRIPT": f'fanoutfs() {{ {base}/venv/bin/python -m fanoutfs "$@"; }}\ncd "$HOME"\n{script}',
     }
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", _PRELUDE],

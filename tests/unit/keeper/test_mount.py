@@ -137,7 +137,8 @@ def test_mount_as_root_shows_in_the_table(mountpoint: Path, read_only: bool, all
         assert Path(f"/sys/class/bdi/{info.device}").exists()
         assert attach.set_read_ahead(info.device, 1024)
         assert Path(f"/sys/class/bdi/{info.device}/read_ahead_kb").read_text().strip() == "1024"
-        assert find_servers(info) == [os.getpid()]
+        # Others, too: the kernel gives the number of an unmounted connection out again while a dying daemon holds it.
+        assert os.getpid() in find_servers(info)
         opcode = int.from_bytes(os.read(fd, 1 << 20)[4:8], sys.byteorder)
         assert opcode == 26  # FUSE_INIT was waiting for whoever reads first
         attach.unmount(mountpoint)
