@@ -29,10 +29,11 @@ grep fuse.fanoutfs /proc/self/mountinfo | cut -d ' ' -f 5 | while read -r other;
 mknod -m 666 "$BASE/fuse" c 10 229
 mount --bind "$BASE/fuse" /dev/fuse
 mount --bind "$BASE/fuse.conf" /etc/fuse.conf
-# Checkout and environment may lie where nobody may enter (below /root, in a private temporary directory): show them here.
-mkdir -p "$BASE/kept" "$BASE/venv" "$BASE/lib/fanoutfs"
+# Checkout and environment may lie where nobody may enter, below /root or in a private directory: show them here.
+mkdir -p "$BASE/kept" "$BASE/venv" "$BASE/lib"
 mount --bind "$PREFIX" "$BASE/venv"
-mount --bind "$PACKAGE" "$BASE/lib/fanoutfs"
+cp -r "$PACKAGE" "$BASE/lib"
+chmod -R a+rX "$BASE/lib"
 # So may the interpreter that the environment links to: show only that one below /root.
 for tree in $TREES; do mkdir -p "$BASE/kept$tree"; mount --bind "$tree" "$BASE/kept$tree"; done
 mount -t tmpfs -o mode=755 none /root
