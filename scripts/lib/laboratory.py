@@ -28,31 +28,10 @@ def running_lab(scratch: Path) -> Iterator[Lab]:
     say("- starting SeaweedFS and the proxy that logs")
     with (
         environment({"TMPDIR": str(scratch)}),  # weed logs there
-        _without_sockets() as ports,
         running_weed() as server,
         running_proxy(server.address) as proxy,
     ):
-        ports.extend(_ports(server.process.pid))
         server.make_bucket(BUCKET)
         direct = Bucket(server.endpoint, BUCKET, REGION, ACCESS_KEY, SECRET_KEY)
         watched = Bucket(proxy.endpoint, BUCKET, REGION, ACCESS_KEY, SECRET_KEY)
         yield Lab(source, direct, watched, proxy)
-
-
-@contextlib.contextmanager
-def _without_sockets() -> Iterator[list[int]]:
-    """Remove the sockets that a SeaweedFS on these ports (filled in by the block) leaves in /tmp, wherever it runs."""
-    ports: list[int] = []
-    try:
-        yield ports
-    finally:
-        for port in {number for each in ports for number in (each, each + 10_000)}:
-            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                socket.unlink(missing_ok=True)
-
-
-def _ports(pid: int) -> list[int]:
-    """Return the ports on the command line of a SeaweedFS server."""
-    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-    pairs = (argument.partition("=") for argument in arguments)
-    return [int(value) for name, _, value in pairs if name.endswith("port") and value.isdecimal()]

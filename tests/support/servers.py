@@ -149,9 +149,32 @@ def running_weed(volume_size_mb: int = 512) -> Iterator[S3Server]:
     """Run SeaweedFS.  Ready when an object has been written: the first volume takes seconds."""
     process = ServerProcess("weed")
     try:
-        yield start_weed(process, volume_size_mb)
+        with _without_sockets(process):
+            yield start_weed(process, volume_size_mb)
     finally:
         process.stop()
+
+
+@contextlib.contextmanager
+def _without_sockets(process: ServerProcess) -> Iterator[None]:
+    """Remove the sockets that a SeaweedFS leaves in /tmp, wherever it runs, when it is ended."""
+    try:
+        yield
+    finally:
+        ports = _ports(process.pid)
+        process.stop()
+        for port in {number for each in ports for number in (each, each + 10_000)}:
+            for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket.unlink(missing_ok=True)
+
+
+def _ports(pid: int) -> list[int]:
+    """Return the ports on the command line of a SeaweedFS server; none when it has ended."""
+    with contextlib.suppress(OSError):
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        pairs = (argument.partition("=") for argument in arguments)
+        return [int(value) for name, _, value in pairs if name.endswith("port") and value.isdecimal()]
+    return []
 
 
 def start_weed(process: ServerProcess, volume_size_mb: int = 512) -> S3Server:
