@@ -89,14 +89,13 @@ class Handlers:
             return
         with self._index.begin() as txn:
             directory = self._index.inode_value(txn, nodeid)
-            if directory is None or not self._is_fresh(directory):
-                child = value = None
-            else:
-                child = self._index.child(txn, nodeid, name)
-                value = None if child is None else self._index.inode_value(txn, child)
+            # Asked once: the clock may be set back, and what was not looked for must not be answered as absent.
+            is_fresh = directory is not None and self._is_fresh(directory)
+            child = self._index.child(txn, nodeid, name) if is_fresh else None
+            value = None if child is None else self._index.inode_value(txn, child)
         if directory is None:
             self._fail(Opcode.LOOKUP, unique, errno.ESTALE)
-        elif not self._is_fresh(directory) or (child is not None and value is None):
+        elif not is_fresh or (child is not None and value is None):
             packet = encode_request(Opcode.LOOKUP, 0, nodeid, name + b"\0")
             self._relay.forward(Opcode.LOOKUP, unique, nodeid, packet)
         else:

@@ -18,7 +18,7 @@ from fanoutfs.front.kernel import KernelChannel, UnmountedError
 from fanoutfs.front.relay import Relay
 from fanoutfs.observe.catalog import ANSWERED_BASE, Count
 from fanoutfs.observe.shared import BUSY, CURRENT_OPCODE, CURRENT_UNIQUE, SUSPICION_LIMIT, SharedState
-from fanoutfs.wire.kernel import IN_HEADER, IN_HEADER_SIZE, MAX_READ_BYTES, UNIQUE_RESEND, Opcode
+from fanoutfs.wire.kernel import IN_HEADER, IN_HEADER_SIZE, MAX_READ_BYTES, UNIQUE_RESEND
 from fanoutfs.wire.messages import describe_request
 
 log = logging.getLogger(__name__)
@@ -54,10 +54,10 @@ class Worker:
         self._row = row
         # A WRITE carries up to MAX_READ_BYTES behind its headers; the kernel refuses reads into less.
         self._buffer = memoryview(bytearray(MAX_READ_BYTES + 8192))
-        self._methods: list[Method | None] = [None] * _MAX_OPCODE
+        self._methods: list[tuple[Method, int] | None] = [None] * _MAX_OPCODE
         for opcode, rule in RULES.items():
             if rule.method:
-                self._methods[opcode] = getattr(handlers, rule.method)
+                self._methods[opcode] = (getattr(handlers, rule.method), rule.min_body)
 
     def run(self) -> None:
         """Serve until the mount is gone; then raises UnmountedError."""
@@ -129,9 +129,10 @@ class Worker:
         row[CURRENT_UNIQUE] = 0
 
     def _dispatch(self, opcode: int, unique: int, nodeid: int, body: memoryview) -> None:
-        method = self._methods[opcode] if opcode < _MAX_OPCODE else None
-        if method is not None:
-            if len(body) < RULES[Opcode(opcode)].min_body:
+        served = self._methods[opcode] if opcode < _MAX_OPCODE else None
+        if served is not None:
+            method, min_body = served
+            if len(body) < min_body:
                 self._kernel.error(unique, errno.EINVAL)
                 return
             method(unique, nodeid, body)
