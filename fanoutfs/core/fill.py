@@ -137,6 +137,18 @@ class Fills:
             self._fetch_ahead(inode, first, last)
         await self._wait(waits, inode)
 
+    def fetch_ahead(self, ino: int) -> list[Fill]:
+        """Start fetching what is missing of a file, behind every reader; return the fills to wait for.  No checkpoint.
+
+        Empty: all of it is cached.  Raises StaleInodeError.
+        """
+        inode = self._inode(ino)
+        if inode.is_small:
+            missing = [0] if inode.size_bytes and not self._small.has(ino) else []
+        else:
+            missing = self._missing(inode, 0, (inode.size_bytes - 1) // BLOCK_BYTES)
+        return self._start(inode, missing, is_demand=False)
+
     def note_part_read(self, ino: int, part: int) -> None:
         """Take a front's word that a reader arrived at this part, and fetch ahead of it."""
         try:

@@ -58,7 +58,7 @@ from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState, bump
 from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
 from fanoutfs.records import MIB, ROOT_INO
-from fanoutfs.wire.hints import HINT_SIZE, HintKind, decode_hint
+from fanoutfs.wire.hints import PACKET_BYTES, HintKind, decode_hints
 from fanoutfs.wire.kernel import FOREVER_S
 
 log = logging.getLogger(__name__)
@@ -323,12 +323,12 @@ async def _expire_what_was_told(notifier: Notifier) -> None:
 
 async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness) -> None:
     channel = trio.socket.from_stdlib_socket(hints)
-    while packet := await channel.recv(HINT_SIZE):
-        hint = decode_hint(packet)
-        if hint.kind is HintKind.PART_READ:
-            fills.note_part_read(hint.ino, hint.part)
-        else:
-            freshness.note_used(hint.ino)
+    while packet := await channel.recv(PACKET_BYTES):
+        for hint in decode_hints(packet):
+            if hint.kind is HintKind.PART_READ:
+                fills.note_part_read(hint.ino, hint.part)
+            elif hint.kind is HintKind.DIRECTORY_USED:
+                freshness.note_used(hint.ino)
 
 
 async def _release_dead_readers(volume: Volume) -> None:

@@ -5,13 +5,13 @@ is valid during the call only.
 """
 
 import errno
-import socket
 import stat
 import time
 from typing import Final
 
 from fanoutfs.cache.blocks import BlockMismatchError, BlockReader, missing_blocks
 from fanoutfs.cache.small import SmallMismatchError, SmallReader
+from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel
 from fanoutfs.front.relay import Answer, Relay, Relayed, with_unique
 from fanoutfs.index.format import FLAG_LISTED, FLAG_SMALL, INODE_TAIL
@@ -21,7 +21,6 @@ from fanoutfs.observe.catalog import ANSWERED_BASE, Count
 from fanoutfs.observe.shared import SharedState
 from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES, ROOT_INO
 from fanoutfs.wire.dirents import dirent_size, direntplus_size, pack_dirent
-from fanoutfs.wire.hints import Hint, HintKind
 from fanoutfs.wire.kernel import (
     ATTR_SIZE,
     ENTRY_OUT_HEAD,
@@ -40,7 +39,6 @@ _DOT_OFFSET: Final = 1
 _DOTDOT_OFFSET: Final = 2
 _MAX_TRIES: Final = 3
 """After the cache lost a range this often before it could be read, the core hands the bytes over directly."""
-_HINT_TABLE: Final = 8192
 _STATFS_BLOCK: Final = 4096
 _STATFS_TOTAL_BYTES: Final = 1 << 50
 """Object stores have no size: 1 PiB, as s3fs, rclone and JuiceFS say.  What is known to exist counts as used."""
@@ -58,7 +56,7 @@ class Handlers:
         index: IndexReader,
         small: SmallReader,
         blocks: BlockReader,
-        hints: socket.socket,
+        hints: HintSender,
         shared: SharedState,
         row: memoryview,
         metadata_ttl_s: float,
@@ -74,11 +72,8 @@ class Handlers:
         self._row = row
         self._ttl_ns = metadata_ttl_s * 1e9
         self._tracks_use = metadata_ttl_s != float("inf")
-        self._hint_period_s = min(metadata_ttl_s, 10.0)
         self._entry_valid_s = entry_valid_s
         self._negative_entry = ENTRY_OUT_HEAD.pack(0, 0, entry_valid_s, 0, 0, 0) + _EMPTY_ATTR
-        self._hinted: dict[int, float] = {}
-        self._last_part: dict[int, int] = {}
 
     # --- names and attributes ----------------------------------------------------------------------------------
 
@@ -99,7 +94,7 @@ class Handlers:
             packet = encode_request(Opcode.LOOKUP, 0, nodeid, name + b"\0")
             self._relay.forward(Opcode.LOOKUP, unique, nodeid, packet)
         else:
-            self._note_directory(nodeid)
+            self._hints.note_directory(nodeid)
             self._row[ANSWERED_BASE + Opcode.LOOKUP] += 1
             if child is None or value is None:
                 self._kernel.answer(unique, self._negative_entry)
@@ -187,7 +182,7 @@ class Handlers:
                         continue
                     records += (self._entry_head(ino), bytes(value[:ATTR_SIZE]))
                 records.append(pack_dirent(ino, ino, dtype, name))
-        self._note_directory(nodeid)
+        self._hints.note_directory(nodeid)
         self._row[ANSWERED_BASE + opcode] += 1
         self._kernel.answer(unique, b"".join(records))
 
@@ -207,6 +202,8 @@ class Handlers:
                     row[Count.SMALL_READS] += 1
                     row[Count.BLOCKS_VERIFIED] += 1
                     self._deliver(unique, data)
+                    if offset == 0:
+                        self._hints.note_small_read(ino)
                     return
         except SmallMismatchError:
             self._ask_read(Verb.REFILL, unique, ino, offset, size, tries)
@@ -245,7 +242,7 @@ class Handlers:
             return
         self._row[Count.BLOCKS_VERIFIED] += verified
         self._deliver(unique, data)
-        self._note_part(ino, offset // PART_BYTES)
+        self._hints.note_part(ino, offset // PART_BYTES)
 
     def _ask_read(self, verb: Verb, unique: int, ino: int, offset: int, size: int, tries: int) -> None:
         if tries >= _MAX_TRIES:
@@ -296,35 +293,6 @@ class Handlers:
             return
         self._shared.set_scratch_mark(slot, 0)
         self._deliver(request.unique, data)
-
-    # --- hints -------------------------------------------------------------------------------------------------
-
-    def _note_directory(self, ino: int) -> None:
-        if not self._tracks_use:
-            return
-        now = time.monotonic()
-        if now - self._hinted.get(ino, 0.0) < self._hint_period_s:
-            return
-        if len(self._hinted) >= _HINT_TABLE:
-            self._hinted.clear()
-        if self._hint(Hint(HintKind.DIRECTORY_USED, ino)):
-            self._hinted[ino] = now
-
-    def _note_part(self, ino: int, part: int) -> None:
-        if self._last_part.get(ino) == part:
-            return
-        if len(self._last_part) >= _HINT_TABLE:
-            self._last_part.clear()
-        self._last_part[ino] = part
-        self._hint(Hint(HintKind.PART_READ, ino, part))
-
-    def _hint(self, hint: Hint) -> bool:
-        try:
-            self._hints.send(hint.encode())
-        except OSError:  # full, or the core is being replaced
-            self._row[Count.HINTS_DROPPED] += 1
-            return False
-        return True
 
     def _fail(self, opcode: Opcode, unique: int, errno_code: int) -> None:
         self._row[ANSWERED_BASE + opcode] += 1

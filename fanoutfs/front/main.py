@@ -11,6 +11,7 @@ from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.small import SmallReader
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.front.handlers import Handlers
+from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel, UnmountedError
 from fanoutfs.front.relay import Relay
 from fanoutfs.front.worker import Worker
@@ -44,13 +45,14 @@ def run(task: FrontTask) -> int:
     kernel = KernelChannel(task.fuse_fd, row)
     relay = Relay(task.relay, task.shared, task.number, row)
     small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
+    hints = HintSender(task.hints, row, task.config.metadata_ttl)
     handlers = Handlers(
         kernel=kernel,
         relay=relay,
         index=IndexReader(IndexEnvironment(task.volume_path, writable=False)),
         small=SmallReader(task.volume_path, small_map_bytes),
         blocks=BlockReader(CacheFiles(task.volume_path, writable=False)),
-        hints=task.hints,
+        hints=hints,
         shared=task.shared,
         row=row,
         metadata_ttl_s=task.config.metadata_ttl,
@@ -62,6 +64,7 @@ def run(task: FrontTask) -> int:
         kernel=kernel,
         relay=relay,
         handlers=handlers,
+        hints=hints,
         shared=task.shared,
         row=row,
     )

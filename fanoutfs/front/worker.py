@@ -14,6 +14,7 @@ from typing import Final
 
 from fanoutfs.front.dispatch import RULES
 from fanoutfs.front.handlers import Handlers
+from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel, UnmountedError
 from fanoutfs.front.relay import Relay
 from fanoutfs.observe.catalog import ANSWERED_BASE, Count
@@ -42,6 +43,7 @@ class Worker:
         kernel: KernelChannel,
         relay: Relay,
         handlers: Handlers,
+        hints: HintSender,
         shared: SharedState,
         row: memoryview,
     ) -> None:
@@ -50,6 +52,7 @@ class Worker:
         self._kernel = kernel
         self._relay = relay
         self._handlers = handlers
+        self._hints = hints
         self._shared = shared
         self._row = row
         # A WRITE carries up to MAX_READ_BYTES behind its headers; the kernel refuses reads into less.
@@ -70,6 +73,7 @@ class Worker:
                 self._relay.flush()
             if not self._relay.has_backlog and self._take_requests():
                 continue  # more may be there: do not sleep
+            self._hints.flush()
             epoll.poll(_WAITING_POLL_S if self._relay.is_waiting else None)
 
     def _take_answers(self) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fanoutfs.wire.hints import HINT_SIZE, Hint, HintKind, decode_hint
+from fanoutfs.wire.hints import HINT_SIZE, Hint, HintKind, decode_hints, encode_small_reads
 from fanoutfs.wire.relay import INO_MASK, UNIQUE_INIT, Verb, make_intent, make_unique, split_intent, split_unique
 
 
@@ -34,11 +34,16 @@ def test_intent_of_an_unknown_verb_is_refused() -> None:
 def test_hint_comes_back(kind: HintKind, ino: int, part: int) -> None:
     packet = Hint(kind, ino, part).encode()
     assert len(packet) == HINT_SIZE
-    assert decode_hint(packet) == Hint(kind, ino, part)
+    assert decode_hints(packet) == [Hint(kind, ino, part)]
+
+
+def test_small_reads_travel_in_one_packet_in_order() -> None:
+    packet = encode_small_reads([7, 5, 7])
+    assert decode_hints(packet) == [Hint(HintKind.SMALL_READ, ino) for ino in (7, 5, 7)]
 
 
 def test_malformed_hints_are_refused() -> None:
     with pytest.raises(struct.error):
-        decode_hint(b"\1")
+        decode_hints(b"\1")
     with pytest.raises(ValueError, match="is not a valid HintKind"):
-        decode_hint(bytes(HINT_SIZE))
+        decode_hints(bytes(HINT_SIZE))

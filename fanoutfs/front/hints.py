@@ -1,0 +1,68 @@
+"""What one front tells the core of use that the core does not see: see wire.hints.
+
+Reads of small files are frequent and told in packets of many, at the latest before the front sleeps; the others are
+rare (one per directory and period, one per 8 MiB) and sent at once.
+"""
+
+import socket
+import time
+from typing import Final
+
+from fanoutfs.observe.catalog import Count
+from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_small_reads
+
+_TABLE: Final = 8192
+
+
+class HintSender:
+    """Sends hints, never blocking.  Owned by one front."""
+
+    def __init__(self, channel: socket.socket, row: memoryview, metadata_ttl_s: float) -> None:
+        self._channel = channel
+        self._row = row
+        self._tracks_use = metadata_ttl_s != float("inf")
+        self._period_s = min(metadata_ttl_s, 10.0)
+        self._hinted: dict[int, float] = {}
+        self._last_part: dict[int, int] = {}
+        self._small_reads: list[int] = []
+
+    def note_directory(self, ino: int) -> None:
+        """Tell that a directory is in use, once per period."""
+        if not self._tracks_use:
+            return
+        now = time.monotonic()
+        if now - self._hinted.get(ino, 0.0) < self._period_s:
+            return
+        if len(self._hinted) >= _TABLE:
+            self._hinted.clear()
+        if self._send(Hint(HintKind.DIRECTORY_USED, ino).encode()):
+            self._hinted[ino] = now
+
+    def note_part(self, ino: int, part: int) -> None:
+        """Tell that a reader of a large file arrived at a part."""
+        if self._last_part.get(ino) == part:
+            return
+        if len(self._last_part) >= _TABLE:
+            self._last_part.clear()
+        self._last_part[ino] = part
+        self._send(Hint(HintKind.PART_READ, ino, part).encode())
+
+    def note_small_read(self, ino: int) -> None:
+        """Tell, with the next packet, that a small file was read from its beginning."""
+        self._small_reads.append(ino)
+        if len(self._small_reads) >= HINTS_PER_PACKET:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits for a full packet."""
+        if self._small_reads:
+            self._send(encode_small_reads(self._small_reads))
+            self._small_reads.clear()
+
+    def _send(self, packet: bytes) -> bool:
+        try:
+            self._channel.send(packet)
+        except OSError:  # full, or the core is being replaced
+            self._row[Count.HINTS_DROPPED] += 1
+            return False
+        return True
