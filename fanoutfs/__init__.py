@@ -18,7 +18,8 @@ Layers, imports point right only:
 cli → keeper → {front | core | bench} → {index, cache, backend} → {wire, observe, config} → {errors, records, clock}
 
 Invariants:
-* What a front answers from is committed.  Bytes are removed only after a grace period in which every front was idle.
+* What a front answers from is committed, or stands in the arena (fetched bytes in shared memory, read before they are
+  on disk).  Bytes are removed only after a grace period in which every front was idle.
 * A file's attributes and content never change under its inode number; a changed object is a new inode.  Inode
   numbers are never reused within an index, and everything filed under them goes when an index is begun anew.
 * The index never promises bytes that are not in the cache file; the checksum catches what the disk did to them.

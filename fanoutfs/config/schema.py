@@ -100,6 +100,10 @@ class MountConfig:
     )
     log_level: str = _setting("info", "text", "debug, info, warning or error", choices=LOG_LEVELS)
 
+    def arena_bytes(self) -> int:
+        """Return the half of `fill_memory` that is shared with the fronts; the other bounds what is on its way."""
+        return self.fill_memory // 2
+
     def front_count(self) -> int:
         """Return how many fronts to start."""
         return self.fronts or min(8, max(2, os.cpu_count() or 2))

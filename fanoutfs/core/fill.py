@@ -13,23 +13,27 @@ its blocks are committed: a block is always either in the index, in the table, o
 Order of one fill, so that the index never promises bytes that are not in the file:
   1. admission (memory, requests), then room in the cache
   2. ranged GET with If-Match
-  3. write to the cache file, checksums
-  4. commit the block map
-  5. wake the waiters
+  3. into a slot of the arena, published to the fronts; the waiters may go on (`readable`)
+  4. write to the cache file, checksums
+  5. commit the block map
+  6. leave the table; the waiters go on, if they have not yet
+Step 3 is left out for fills too short to be worth a slot, and while all slots are in use by fills.
 """
 
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Final
 
 import trio
 
 from fanoutfs.backend.base import Backend
-from fanoutfs.cache.blocks import find_torn_blocks, missing_blocks, store_blocks
+from fanoutfs.cache.blocks import find_torn_blocks, missing_blocks, store_blocks, store_blocks_directly
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission, Ticket
+from fanoutfs.core.arena import ArenaSlots
 from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
@@ -54,17 +58,21 @@ from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
 
 log = logging.getLogger(__name__)
 
+_MIN_ARENA_BYTES: Final = 4 * BLOCK_BYTES
+"""A slot holds 32 blocks: random reads of single ones go through the page cache, where the next one may find them."""
+
 
 class Fill:
-    """One fetch under way.  first, count: blocks of the file."""
+    """One fetch under way.  first, count: blocks of the file.  readable: fronts find the bytes, done: so do others."""
 
-    __slots__ = ("count", "done", "error", "first", "inode", "is_demand", "ticket")
+    __slots__ = ("count", "done", "error", "first", "inode", "is_demand", "readable", "ticket")
 
     def __init__(self, inode: Inode, first: int, count: int, *, is_demand: bool) -> None:
         self.inode = inode
         self.first = first
         self.count = count
         self.is_demand = is_demand
+        self.readable = trio.Event()
         self.done = trio.Event()
         self.error: FanoutError | None = None
         self.ticket: Ticket | None = None
@@ -92,6 +100,7 @@ class Fills:
         writer: GroupWriter[IndexTransaction],
         files: CacheFiles,
         small: SmallStore,
+        arena: ArenaSlots,
         space: Space,
         admission: Admission,
         readahead: ReadAhead,
@@ -105,6 +114,7 @@ class Fills:
         self._writer = writer
         self._files = files
         self._small = small
+        self._arena = arena
         self._space = space
         self._admission = admission
         self._readahead = readahead
@@ -269,7 +279,7 @@ class Fills:
     async def _wait(self, fills: Iterable[Fill], inode: Inode) -> None:
         with trio.move_on_after(self._op_timeout_s) as scope:
             for fill in fills:
-                await fill.done.wait()
+                await fill.readable.wait()
         if scope.cancelled_caught:
             late = DeadlineError(f"no answer for {inode.key} within {self._op_timeout_s:g} s")
             self._failures.note(inode.ino, late)
@@ -303,6 +313,7 @@ class Fills:
         finally:
             self._admission.release(fill.ticket)
             self._remove(fill)
+            fill.readable.set()
             fill.done.set()
 
     def _get(self, inode: Inode, start: int, end: int) -> memoryview:
@@ -341,28 +352,64 @@ class Fills:
         part, first_block = divmod(fill.first, PART_BLOCKS)
         length = fill.end - fill.start
         async with self._space.reserved(length, (inode.ino, part)):
+            slot = await self._arena.take() if length >= _MIN_ARENA_BYTES else None
             try:
-                fd = self._files.duplicate(inode.ino)
-
-                def fetch_and_store() -> dict[int, int]:
-                    try:
-                        data = self._get(inode, fill.start, fill.end)
-                        return store_blocks(fd, inode.ino, part, first_block, data)
-                    finally:
-                        os.close(fd)  # here, because a cancelled fill leaves this thread running
-
-                checksums = await trio.to_thread.run_sync(
-                    fetch_and_store, limiter=self._threads, abandon_on_cancel=True
-                )
+                if slot is None:
+                    checksums = await self._fetch_and_store(fill, part, first_block)
+                else:
+                    await self._fetch_into(slot, fill)
+                    checksums = await self._store_from(slot, fill, part, first_block)
                 known = await self._writer.run(PutBlocks(inode.ino, part, checksums).apply)
             except (OSError, DatabaseError) as error:
                 self._space.note_disk_error(error)
                 raise CacheFullError(f"cannot write to the cache: {error}") from error
+            finally:
+                if slot is not None:
+                    self._arena.settle(slot)
         if not fill.is_demand:
             bump(self._row, Count.PREFETCH_BYTES, length)
         if not known:
             self._files.remove(inode.ino)
             raise StaleInodeError(f"inode {inode.ino} was freed while it was fetched")
+
+    async def _fetch_and_store(self, fill: Fill, part: int, first_block: int) -> dict[int, int]:
+        """Fetch into memory of our own and write through the page cache; return the checksums.  Checkpoint."""
+        inode = fill.inode
+        fd = self._files.duplicate(inode.ino)
+
+        def fetch_and_store() -> dict[int, int]:
+            try:
+                return store_blocks(fd, inode.ino, part, first_block, self._get(inode, fill.start, fill.end))
+            finally:
+                os.close(fd)  # here, because a cancelled fill leaves this thread running
+
+        return await trio.to_thread.run_sync(fetch_and_store, limiter=self._threads, abandon_on_cancel=True)
+
+    async def _fetch_into(self, slot: int, fill: Fill) -> None:
+        """Fetch into a slot of the arena and let the fronts have it.  Checkpoint."""
+        length = fill.end - fill.start
+        buffer = self._arena.arena.buffer(slot)
+
+        def fetch() -> None:
+            buffer[:length] = self._get(fill.inode, fill.start, fill.end)
+
+        await trio.to_thread.run_sync(fetch, limiter=self._threads, abandon_on_cancel=True)
+        self._arena.arena.publish(slot, fill.inode.ino, fill.first, length)
+        fill.readable.set()
+
+    async def _store_from(self, slot: int, fill: Fill, part: int, first_block: int) -> dict[int, int]:
+        """Write a slot to the cache file; return the checksums.  Checkpoint."""
+        ino, length = fill.inode.ino, fill.end - fill.start
+        buffer = self._arena.arena.buffer(slot)
+        fd = self._files.open_direct(ino, fill.inode.size_bytes)
+
+        def store() -> dict[int, int]:
+            try:
+                return store_blocks_directly(fd, ino, part, first_block, buffer, length)
+            finally:
+                os.close(fd)
+
+        return await trio.to_thread.run_sync(store, abandon_on_cancel=True)
 
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:

@@ -24,10 +24,12 @@ import pyfuse3
 import trio
 
 from fanoutfs.backend import Backend, open_backend
+from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.clock import SystemClock
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
+from fanoutfs.core.arena import ArenaSlots
 from fanoutfs.core.control import ControlServer
 from fanoutfs.core.filesystem import FileSystem, resolve_path
 from fanoutfs.core.fill import Fills
@@ -84,6 +86,7 @@ class CoreTask:
     volume_path: Path
     other_volumes_bytes: int
     shared: SharedState
+    arena: Arena
     supervision: socket.socket
     relay: socket.socket
     hints: socket.socket
@@ -194,7 +197,8 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
     writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
     notifier = Notifier(task.notify, has_epoch=go.has_epoch, row=row)
     grace = Grace(task.shared, config.front_count())
-    admission = Admission(config.fill_memory, config.requests)
+    arena = ArenaSlots(task.arena, grace)
+    admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
     space = Space(
         cap_bytes=config.cache_size,
@@ -228,6 +232,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             writer=writer,
             files=volume.files,
             small=volume.small,
+            arena=arena,
             space=space,
             admission=admission,
             readahead=readahead,
@@ -272,6 +277,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         if not task.is_first:
             nursery.start_soon(_expire_what_was_told, notifier)
         nursery.start_soon(_kept_going, "freshness", freshness.run, row)
+        nursery.start_soon(_kept_going, "arena", arena.run, row)
         nursery.start_soon(_kept_going, "orphans", orphans.run, row)
         nursery.start_soon(_kept_going, "hints", partial(_take_hints, task.hints, fills, freshness), row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)

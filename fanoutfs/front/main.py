@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.blocks import BlockReader
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.small import SmallReader
@@ -32,6 +33,7 @@ class FrontTask:
     config: MountConfig
     volume_path: Path
     shared: SharedState
+    arena: Arena
     number: int
     fuse_fd: int
     relay: socket.socket
@@ -52,6 +54,7 @@ def run(task: FrontTask) -> int:
         index=IndexReader(IndexEnvironment(task.volume_path, writable=False)),
         small=SmallReader(task.volume_path, small_map_bytes),
         blocks=BlockReader(CacheFiles(task.volume_path, writable=False)),
+        arena=task.arena,
         hints=hints,
         shared=task.shared,
         row=row,

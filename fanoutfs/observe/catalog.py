@@ -54,6 +54,7 @@ class Count(IntEnum):
     BACKEND_MISSING = NAMED_BASE + 30
     BACKEND_DEADLINES = NAMED_BASE + 31
     BACKEND_HIDDEN_KEYS = NAMED_BASE + 32
+    ARENA_READS = NAMED_BASE + 33
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Metric:
 METRICS: Final = (
     Metric(Count.READER_BYTES, "bytes", "file data the fronts handed to the kernel (page cache hits are invisible)"),
     Metric(Count.SMALL_READS, "1", "READs answered from the small-file store"),
+    Metric(Count.ARENA_READS, "1", "READs of large files answered from memory, before the bytes left it"),
     Metric(Count.BLOCKS_VERIFIED, "1", "cached blocks and small files whose checksum was right when they left"),
     Metric(Count.VERIFY_FAILURES, "1", "cached blocks and small files with a wrong checksum: dropped, fetched again"),
     Metric(Count.HINTS_DROPPED, "1", "hints from a front that found the socket full"),

@@ -72,13 +72,18 @@ def test_damaged_cache_file_is_noticed_and_fetched_again(
     # One mount for all kinds of damage, an object for each: mounting takes longer than the rest.
     for number, _damage in enumerate(DAMAGES):
         bucket.put(f"large{number}", content(number, len(LARGE)))
-    mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
+        bucket.put(f"other{number}", content(number, MIB))
+    mount = mount_of(bucket.url, "--fill-memory=16MiB", endpoint=bucket.endpoint, env=bucket.env)
     for number, (damage, apply) in enumerate(DAMAGES.items()):
         path = mount.path / f"large{number}"
         expected = digest(content(number, len(LARGE)))
         seen = set((mount.volume() / "objects").glob("*/*"))
         assert read_digest(path) == expected
         (cached,) = set((mount.volume() / "objects").glob("*/*")) - seen
+        # The arena has one slot: another file takes it, once the bytes of this one are on disk.
+        mount.wait_for_fills()
+        read_digest(mount.path / f"other{number}")
+        mount.wait_for_fills()
         before = mount.counters()
         apply(cached)
         if restarted:

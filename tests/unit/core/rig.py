@@ -14,9 +14,11 @@ import trio
 from fanoutfs.backend.base import Backend, Pages
 from fanoutfs.backend.faulty import FaultyBackend, Gate
 from fanoutfs.backend.local import LocalBackend
+from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission
+from fanoutfs.core.arena import ArenaSlots
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.listing import Listings
@@ -30,7 +32,7 @@ from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import CORE_ROW, SharedState
-from fanoutfs.records import GIB, MIB, ROOT_INO, ListPage
+from fanoutfs.records import GIB, MIB, PART_BYTES, ROOT_INO, ListPage
 from fanoutfs.wire.kernel import OUT_HEADER, Notify
 from tests.unit.indexes import NOW_NS, OWNER, open_index
 
@@ -86,6 +88,7 @@ class Rig:
     grace: Grace
     space: Space
     admission: Admission
+    arena: ArenaSlots
     notifier: Notifier
     listings: Listings
     fills: Fills
@@ -164,6 +167,7 @@ async def running_core(
     requests: int = 8,
     memory_bytes: int = 256 * MIB,
     readahead_bytes: int = 0,
+    arena_slots: int = 0,
     op_timeout_s: float = 30.0,
 ) -> AsyncIterator[Rig]:
     """Put the parts together as core.main does, and take them apart at the end."""
@@ -214,6 +218,9 @@ async def running_core(
                     op_timeout_s=op_timeout_s,
                     row=row,
                 )
+                arena = ArenaSlots(Arena(max(arena_slots, 1) * PART_BYTES), grace)
+                if not arena_slots:
+                    await arena.take()  # the only one: fills go through the page cache, and end with their commit
                 fills = Fills(
                     nursery=nursery,
                     backend=checked,
@@ -221,6 +228,7 @@ async def running_core(
                     writer=writer,
                     files=files,
                     small=small,
+                    arena=arena,
                     space=space,
                     admission=admission,
                     readahead=ReadAhead(readahead_bytes),
@@ -241,6 +249,7 @@ async def running_core(
                     grace=grace,
                     space=space,
                     admission=admission,
+                    arena=arena,
                     notifier=notifier,
                     listings=listings,
                     fills=fills,
