@@ -64,14 +64,26 @@ class Passthrough:
     description: str = (
         "plain pyfuse3 over the source directory: OPEN, READ, RELEASE answered; keep_cache, endless timeouts"
     )
+    flags: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Path]:
         """Mount it."""
         with _room(self.name) as room:
-            arguments = [sys.executable, "-m", "fanoutfs.bench.passthrough", str(self.source), str(room.mountpoint)]
+            program = [sys.executable, "-m", "fanoutfs.bench.passthrough", *self.flags]
+            arguments = [*program, str(self.source), str(room.mountpoint)]
             with mounting(arguments, room.mountpoint, room.log) as mountpoint:
                 yield mountpoint
+
+
+def passthrough_as_example(source: Path) -> Passthrough:
+    """Return the pass-through with the settings of pyfuse3's published example: what an untuned file system pays."""
+    return Passthrough(
+        source,
+        "passthrough-as-example",
+        "the same, set as pyfuse3's examples/passthroughfs.py is: entry and attribute timeouts 0, no keep_cache",
+        ("--as-example",),
+    )
 
 
 @dataclass(frozen=True, slots=True)

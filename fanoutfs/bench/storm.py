@@ -16,7 +16,7 @@ from fanoutfs.bench import load, machine, witness
 from fanoutfs.bench.data import make_large_file, upload
 from fanoutfs.bench.lab import Lab, LabMaker
 from fanoutfs.bench.peers import Counters, Peer, counters, describe, settled_counters, start_peers
-from fanoutfs.bench.program import PEER_NAMES, Race, make_parser, make_peers, run, say, stage
+from fanoutfs.bench.program import AS_EXAMPLE, PEER_NAMES, Race, make_parser, make_peers, run, say, stage
 from fanoutfs.bench.report import SUBJECT, Measure, Report
 from fanoutfs.records import MIB
 
@@ -26,13 +26,14 @@ HEADLINE_OPENS: Final = 132_700_000
 HEADLINE_PROCESSES: Final = 1024
 _WARM_OPENS: Final = 2000
 _HOT: Final = "hot opens (open + pread 64 B + close), {} processes"
+HOT_PEERS: Final = (*PEER_NAMES, AS_EXAMPLE)
 HOT_VS_EXT4: Final = 0.75
 HOT_VS_PASSTHROUGH: Final = 20.0
 
 
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     """Run the program and return its exit code."""
-    parser = make_parser("Many processes open one large file: cold, hot, and 132.7 million times.")
+    parser = make_parser("Many processes open one large file: cold, hot, and 132.7 million times.", HOT_PEERS)
     parser.add_argument("--processes", default="64,1024", help="sizes of the storm")
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long one hot run takes")
     parser.add_argument("--only", default="cold,hot", help="phases to run")
@@ -49,7 +50,7 @@ def _bench(lab: Lab, report: Report, options: argparse.Namespace) -> None:
         make_large_file(source, options.size_mib * MIB)
         upload(lab.source, [Path(FILE)], lab.bucket)
     digests = list(load.chunk_digests(source))
-    for line in describe(make_peers(options, lab, PEER_NAMES, is_watched=True)):
+    for line in describe(make_peers(options, lab, HOT_PEERS, is_watched=True)):
         report.note(line)
     if "cold" in phases:
         for processes in sizes:
@@ -115,7 +116,7 @@ def _cold_run(
 
 
 def _hot(lab: Lab, report: Report, options: argparse.Namespace, sizes: Sequence[int], digests: Sequence[int]) -> None:
-    peers = make_peers(options, lab, PEER_NAMES, is_watched=False)
+    peers = make_peers(options, lab, HOT_PEERS, is_watched=False)
     with start_peers(peers) as (places, reasons):
         rates: dict[str, float] = {}
         race = Race(report)
