@@ -29,7 +29,6 @@ def make_parser(description: str, peers: Sequence[str] = PEER_NAMES) -> argparse
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="scratch space: data, store and caches")
     parser.add_argument("--json", type=Path, help="also write the report as JSON to this file")
     parser.add_argument("--runs", type=int, default=5, help="rounds; the median of them counts")
-    parser.add_argument("--size-mib", type=int, default=1024, help="size of the large file")
     parser.add_argument("--peers", default=",".join(peers), help="who takes part")
     parser.add_argument(
         "--deadline", type=float, default=300.0, help="seconds after which one run of a peer is given up"
@@ -37,6 +36,11 @@ def make_parser(description: str, peers: Sequence[str] = PEER_NAMES) -> argparse
     parser.add_argument("--daemon-log", type=Path, help="keep the log of the fanoutfs daemon in this file")
     parser.add_argument("-o", "--option", action="append", default=[], help="further option of `fanoutfs mount`")
     return parser
+
+
+def add_large_file(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the benchmarks that read one large file."""
+    parser.add_argument("--size-mib", type=int, default=1024, help="size of the large file")
 
 
 def run(
@@ -48,7 +52,9 @@ def run(
     """
     options.dir.mkdir(parents=True, exist_ok=True)
     facts = machine.facts(options.dir.resolve())
-    facts |= {"runs": options.runs, "large_file_mib": options.size_mib}
+    facts["runs"] = options.runs
+    if "size_mib" in options:
+        facts["large_file_mib"] = options.size_mib
     report = Report(title, facts)
     if not machine.can_drop_caches():
         report.note("not root: the page cache cannot be dropped, measurements that need that are left out")
