@@ -2,7 +2,8 @@
 
 Every comparison happens in one run on one machine, in rounds, and is given as a ratio of medians.
 
-* `peers`: ext4, `passthrough` (an ordinary pyfuse3 file system), rclone, s3fs and fanoutfs as context managers;
+* `peers`: ext4, `passthrough` (an ordinary pyfuse3 file system, tuned or set as its example is), rclone, s3fs and
+  fanoutfs as context managers;
 * `load`: processes that start together; the opens, the sequential and the small-file readers, the direct fetch;
 * `data`: the files that are read and their way into a bucket; `witness`: what the object store says it sent;
 * `report`: rounds to medians, ratios, checks, JSON and a table;
