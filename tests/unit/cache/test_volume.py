@@ -18,7 +18,7 @@ WANTED = OpenVolume("test", OWNER, NOW_NS)
 
 
 def opened(path: Path) -> Volume:
-    return open_volume(path, 8 * MIB, WANTED)
+    return open_volume(path, 8 * MIB, WANTED, trio.lowlevel.checkpoint)
 
 
 def fill(path: Path) -> None:
