@@ -51,6 +51,8 @@ class Table:
     segments: dict[int, Segment] = field(default_factory=dict)
     active: int | None = None
     """The one that is appended to."""
+    is_suspect: bool = False
+    """A content was damaged: its file may be gone from under its name.  The next contents go to a new one."""
     next: int = 0
     retired: set[int] = field(default_factory=set)
     """Not in LMDB any more, but on disk: readers may still be at them."""
@@ -151,9 +153,10 @@ class SmallGroup:
             if not self._contents:
                 self._planned_end = active.end
             is_full = self._planned_end + length > self._segment_bytes
-            if is_full or active.count + len(self._contents) >= _MAX_CONTENTS:
+            if is_full or active.count + len(self._contents) >= _MAX_CONTENTS or table.is_suspect:
                 self.write_out()
                 table.active = None
+                table.is_suspect = False
         if table.active is None:
             # Stays if the transaction fails: then the next one goes on with it.
             table.active = table.next

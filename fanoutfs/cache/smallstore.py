@@ -116,6 +116,7 @@ class SmallStore:
             try:
                 return self.reader.get(txn, ino) is not None
             except SmallMismatchError:
+                self._table.is_suspect = True
                 return False
 
     async def put(self, ino: int, content: memoryview) -> bool:
