@@ -83,7 +83,9 @@ class MountConfig:
     endpoint_url: str = _setting("", "text", "S3-compatible endpoint, for example http://127.0.0.1:9000")
     region: str = _setting("", "text", "region of the bucket")
     profile: str = _setting("", "text", "profile of the AWS configuration files to take credentials from")
-    small_file_size: int = _setting(128 * KIB, "size", "files up to this size are kept in LMDB", least=0, most=MIB)
+    small_file_size: int = _setting(
+        128 * KIB, "size", "files up to this size are kept in the small-file store", least=0, most=MIB
+    )
     small_cache_share: float = _setting(
         0.5, "share", "share of cache_size that small files may take (0 to 1)", least=0, most=1
     )

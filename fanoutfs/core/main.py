@@ -43,6 +43,7 @@ from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
+from fanoutfs.core.tidying import keep_tidy
 from fanoutfs.errors import (
     AccessDeniedError,
     CacheUnusableError,
@@ -137,13 +138,13 @@ def _keep_freed_memory() -> None:
 def prepare(task: CoreTask) -> tuple[Volume, Backend]:
     """Open the volume and make sure the backend lets us in.  Raises FanoutError with a line for the user."""
     backend = open_backend(task.config, count=ThreadSafeCounter(task.shared.row(CORE_ROW)))
-    small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
+    small_share_bytes = int(task.config.cache_size * task.config.small_cache_share)
     now_ns = SystemClock().wall_ns()
     # 16 million numbers for each second since 1970: no earlier index of this volume can have reached them.
     first_ino = max(FIRST_INO, now_ns // 1_000_000_000 << 24)
-    volume = open_volume(
-        task.volume_path, small_map_bytes, OpenVolume(task.identity, task.ownership, now_ns, first_ino)
-    )
+    wanted = OpenVolume(task.identity, task.ownership, now_ns, first_ino)
+    grace = Grace(task.shared, task.config.front_count())
+    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait)
     if not task.is_first and not volume.was_known:
         volume.close(task.volume_path)
         # The fronts of this generation hold the lost one open: the next generation begins with the new one.
@@ -279,6 +280,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         nursery.start_soon(_kept_going, "freshness", freshness.run, row)
         nursery.start_soon(_kept_going, "arena", arena.run, row)
         nursery.start_soon(_kept_going, "orphans", orphans.run, row)
+        nursery.start_soon(_kept_going, "tidying", partial(keep_tidy, volume.small, space), row)
         nursery.start_soon(_kept_going, "hints", partial(_take_hints, task.hints, fills, freshness), row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)

@@ -101,7 +101,7 @@ class Space:
         with self._environment.env.begin() as txn:
             parts = txn.stat(self._environment.blocks)["entries"]
         around_bytes = (parts + min(parts, _FOLDERS)) * _PAGE_BYTES + min(_FIXED_BYTES, self._cap_bytes // 8)
-        stores_bytes = self._small.file_bytes() + self._environment.file_bytes()
+        stores_bytes = self._small.file_bytes() + self._small.growth_bytes + self._environment.file_bytes()
         return self.large_bytes() + stores_bytes + around_bytes + self._other_bytes
 
     def note_disk_error(self, error: Exception) -> None:
@@ -165,10 +165,8 @@ class Space:
                 excess = self._excess_bytes()
                 if excess <= 0:
                     return
-                if excess > self.large_bytes():
-                    raise CacheFullError("nothing left to evict")
                 try:
-                    freed = await self._evict(max(excess, self.large_bytes() // _BATCH_SHARE))
+                    freed = await self._make_way(excess)
                 except (OSError, DatabaseError) as error:
                     self.note_disk_error(error)
                     raise CacheFullError(f"cannot evict: {error}") from error
@@ -176,6 +174,19 @@ class Space:
                     break
             if self._excess_bytes() > 0:
                 raise CacheFullError("no part can be evicted now")
+
+    async def _make_way(self, excess: int) -> int:
+        """Evict so much at least; return how much could be.  Raises OSError, DatabaseError.
+
+        Small files have a share that they make way for among themselves; here they go when large ones cannot.
+        """
+        if excess <= self.large_bytes():
+            return await self._evict(max(excess, self.large_bytes() // _BATCH_SHARE))
+        if excess > self.large_bytes() + self._small.file_bytes():
+            raise CacheFullError("nothing left to evict")
+        freed = await self._small.give_back(excess)
+        bump(self._row, Count.EVICTED_BYTES, freed)
+        return freed
 
     async def _evict(self, wanted_bytes: int) -> int:
         """Evict random parts until this much is free, or no more can be found; return how much.

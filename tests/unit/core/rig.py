@@ -184,9 +184,9 @@ async def running_core(
     with open_index(path) as environment:
         reader = IndexReader(environment)
         writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
-        small = SmallStore(path, 16 * MIB)
-        files = CacheFiles(path, writable=True)
         grace = Grace(shared, 2)
+        small = SmallStore(path, 16 * MIB, grace.wait)
+        files = CacheFiles(path, writable=True)
         admission = Admission(memory_bytes, requests)
         notifier = Notifier(ours, has_epoch=True, row=row)
         space = Space(
