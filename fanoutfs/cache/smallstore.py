@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -96,6 +96,23 @@ class SmallStore:
                     await self._writer.run(partial(self._make_way, share=share))
                     return await self._writer.run(put)
         return False
+
+    async def put_many(self, items: Sequence[tuple[int, memoryview]]) -> list[bool]:
+        """Store contents (inode, content) in one transaction; False for each that found no room.  Checkpoint.
+
+        Raises DatabaseError.
+        """
+
+        def put_all(txn: lmdb.Transaction) -> list[bool]:
+            return [
+                self._put(txn, ino, CHECKSUM.pack(xxhash.xxh3_64_intdigest(content, ino)) + content)
+                for ino, content in items
+            ]
+
+        try:
+            return await self._writer.run(put_all)
+        except _StoreFullError:  # room is made for each by itself
+            return [await self.put(ino, content) for ino, content in items]
 
     def _put(self, txn: lmdb.Transaction, ino: int, value: bytes) -> bool:
         if len(value) > self._soft_bytes // _EVICT_SHARE:

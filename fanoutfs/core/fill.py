@@ -2,7 +2,8 @@
 
 Core, trio thread only; what blocks (backend, disk, checksums) runs in worker threads that touch no shared state.
 
-A fill covers consecutive missing blocks of one part (or a whole small file).  The first request for a block starts
+A fill covers consecutive missing blocks of one part; whole small files are the business of `smallfills`, on the same
+terms.  The first request for a block starts
 its fill in the core's nursery, every later one waits for the same fill; cancelling a waiter never cancels the fill.
 An error is shared by all who wait and is not remembered, save for a moment one that took the whole deadline (see
 `failures`): the next request tries again.
@@ -20,7 +21,7 @@ Order of one fill, so that the index never promises bytes that are not in the fi
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import trio
@@ -31,7 +32,9 @@ from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission, Ticket
 from fanoutfs.core.failures import RecentFailures
+from fanoutfs.core.fetch import fetch_version
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.smallfills import SmallFill, SmallFills
 from fanoutfs.core.space import Space
 from fanoutfs.errors import (
     CacheFullError,
@@ -39,9 +42,7 @@ from fanoutfs.errors import (
     DeadlineError,
     FanoutError,
     InvariantError,
-    ObjectMissingError,
     StaleInodeError,
-    VersionGoneError,
 )
 from fanoutfs.index.format import Inode
 from fanoutfs.index.operations import DropBlocks, PutBlocks
@@ -113,6 +114,16 @@ class Fills:
         self._row = row
         self._table: dict[int, dict[int, Fill]] = {}
         self._failures = RecentFailures()
+        self._smalls = SmallFills(
+            nursery=nursery,
+            backend=backend,
+            small=small,
+            space=space,
+            admission=admission,
+            failures=self._failures,
+            requests=requests,
+            row=row,
+        )
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
@@ -126,28 +137,36 @@ class Fills:
         if offset >= end:
             return
         if inode.is_small:
-            missing = [] if self._small.has(ino) else [0]
-        else:
-            first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
-            missing = self._missing(inode, first, last)
+            await self._ensure_small(inode)
+            return
+        first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+        missing = self._missing(inode, first, last)
         if missing:
             self._failures.check(ino)
         waits = self._start(inode, missing, is_demand=True)
-        if not inode.is_small:
-            self._fetch_ahead(inode, first, last)
+        self._fetch_ahead(inode, first, last)
         await self._wait(waits, inode)
 
-    def fetch_ahead(self, ino: int) -> list[Fill]:
+    async def _ensure_small(self, inode: Inode) -> None:
+        if self._small.has(inode.ino):
+            return
+        self._failures.check(inode.ino)
+        await self._wait(self._smalls.start((inode,), is_demand=True), inode)
+
+    def fetch_ahead(self, ino: int) -> Sequence[Fill | SmallFill]:
         """Start fetching what is missing of a file, behind every reader; return the fills to wait for.  No checkpoint.
 
         Empty: all of it is cached.  Raises StaleInodeError.
         """
         inode = self._inode(ino)
         if inode.is_small:
-            missing = [0] if inode.size_bytes and not self._small.has(ino) else []
-        else:
-            missing = self._missing(inode, 0, (inode.size_bytes - 1) // BLOCK_BYTES)
-        return self._start(inode, missing, is_demand=False)
+            return self.fetch_small_ahead((inode,))
+        return self._start(inode, self._missing(inode, 0, (inode.size_bytes - 1) // BLOCK_BYTES), is_demand=False)
+
+    def fetch_small_ahead(self, inodes: Sequence[Inode]) -> list[SmallFill]:
+        """Start fetching the small files among these that are not cached, as `fetch_ahead`.  No checkpoint."""
+        wanted = [inode for inode in inodes if inode.size_bytes and not self._small.has(inode.ino)]
+        return self._smalls.start(wanted, is_demand=False)
 
     def note_part_read(self, ino: int, part: int) -> None:
         """Take a front's word that a reader arrived at this part, and fetch ahead of it."""
@@ -168,7 +187,7 @@ class Fills:
         try:
             with trio.move_on_after(self._op_timeout_s):
                 await ticket.admitted.wait()
-                get = partial(self._get, inode, offset, end)
+                get = partial(fetch_version, self._backend, inode, offset, end)
                 data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
                 bump(self._row, Count.READ_THROUGH_BYTES, len(data))
                 return data
@@ -209,7 +228,7 @@ class Fills:
 
     def is_filling(self, ino: int) -> bool:
         """Tell whether a fill of this inode is under way: its bytes must not be evicted now."""
-        return ino in self._table
+        return ino in self._table or self._smalls.is_filling(ino)
 
     # --- starting and waiting ----------------------------------------------------------------------------------
 
@@ -266,7 +285,7 @@ class Fills:
         if fill.ticket is not None:
             self._admission.promote(fill.ticket)
 
-    async def _wait(self, fills: Iterable[Fill], inode: Inode) -> None:
+    async def _wait(self, fills: Sequence[Fill | SmallFill], inode: Inode) -> None:
         with trio.move_on_after(self._op_timeout_s) as scope:
             for fill in fills:
                 await fill.done.wait()
@@ -284,10 +303,7 @@ class Fills:
         fill.ticket = self._admission.enqueue(fill.end - fill.start, is_demand=fill.is_demand)
         try:
             await fill.ticket.admitted.wait()
-            if fill.inode.is_small:
-                await self._fill_small(fill)
-            else:
-                await self._fill_blocks(fill)
+            await self._fill_blocks(fill)
         except CacheFullError as error:
             fill.error = error
         except FanoutError as error:
@@ -305,36 +321,12 @@ class Fills:
             self._remove(fill)
             fill.done.set()
 
-    def _get(self, inode: Inode, start: int, end: int) -> memoryview:
-        """Fetch bytes of exactly the version this inode stands for.  Blocking, for worker threads."""
-        try:
-            data = self._backend.get_range(inode.key, start, end, inode.version)
-        except ObjectMissingError as error:
-            # Whoever reads has the file open: its name was there, and ENOENT is no answer to read().
-            raise VersionGoneError(f"{inode.key}: the object is gone") from error
-        if len(data) != end - start:
-            raise InvariantError(f"{inode.key} [{start}, {end}): the backend handed over {len(data)} bytes")
-        return data
-
     def _remove(self, fill: Fill) -> None:
         under_way = self._table[fill.inode.ino]
         for block in range(fill.first, fill.first + fill.count):
             del under_way[block]
         if not under_way:
             del self._table[fill.inode.ino]
-
-    async def _fill_small(self, fill: Fill) -> None:
-        inode = fill.inode
-        async with self._space.reserved(inode.size_bytes):
-            get = partial(self._get, inode, 0, inode.size_bytes)
-            data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
-            try:
-                stored = await self._small.put(inode.ino, data)
-            except DatabaseError as error:
-                self._space.note_disk_error(error)
-                stored = False
-        if not stored:
-            raise CacheFullError(f"no room for {inode.key}")
 
     async def _fill_blocks(self, fill: Fill) -> None:
         inode = fill.inode
@@ -346,7 +338,7 @@ class Fills:
 
                 def fetch_and_store() -> dict[int, int]:
                     try:
-                        data = self._get(inode, fill.start, fill.end)
+                        data = fetch_version(self._backend, inode, fill.start, fill.end)
                         return store_blocks(fd, inode.ino, part, first_block, data)
                     finally:
                         os.close(fd)  # here, because a cancelled fill leaves this thread running

@@ -115,7 +115,7 @@ class Space:
 
         Evicts if need be.  Raises CacheFullError when there is no room.
         """
-        self._reserved_bytes += size_bytes
+        self.hold(size_bytes)
         try:
             if part is None:
                 await self._make_room()
@@ -125,7 +125,26 @@ class Space:
                     await self._make_room()
                     yield
         finally:
-            self._reserved_bytes -= size_bytes
+            self.release(size_bytes)
+
+    def hold(self, size_bytes: int) -> None:
+        """Count bytes as about to be written, without yet having room: what `reserved` does, in steps.
+
+        For batches: `hold`, write if `has_room()`, else after `await make_room_for_held()`; `release` in every case.
+        """
+        self._reserved_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Give back what was held: it is written, and counts as used now, or it never will be."""
+        self._reserved_bytes -= size_bytes
+
+    def has_room(self) -> bool:
+        """Tell whether all that is held may be written now."""
+        return trio.current_time() >= self._no_writes_until and self._excess_bytes() <= 0
+
+    async def make_room_for_held(self) -> None:
+        """Evict until all that is held may be written.  Checkpoint.  Raises CacheFullError."""
+        await self._make_room()
 
     @asynccontextmanager
     async def _held(self, part: PartId) -> AsyncIterator[None]:
