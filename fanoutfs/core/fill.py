@@ -21,7 +21,7 @@ Order of one fill, so that the index never promises bytes that are not in the fi
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import trio
@@ -114,6 +114,8 @@ class Fills:
         self._row = row
         self._table: dict[int, dict[int, Fill]] = {}
         self._failures = RecentFailures()
+        self.on_small_miss: Callable[[Inode, bool], None] = _ignore_miss
+        """Called when a reader has to wait for a small file; the flag: its fill was under way already.  No checkpoint."""
         self._smalls = SmallFills(
             nursery=nursery,
             backend=backend,
@@ -151,7 +153,10 @@ class Fills:
         if self._small.has(inode.ino):
             return
         self._failures.check(inode.ino)
-        await self._wait(self._smalls.start((inode,), is_demand=True), inode)
+        is_under_way = self._smalls.is_filling(inode.ino)
+        waits = self._smalls.start((inode,), is_demand=True)
+        self.on_small_miss(inode, is_under_way)
+        await self._wait(waits, inode)
 
     def fetch_ahead(self, ino: int) -> Sequence[Fill | SmallFill]:
         """Start fetching what is missing of a file, behind every reader; return the fills to wait for.  No checkpoint.
@@ -167,6 +172,11 @@ class Fills:
         """Start fetching the small files among these that are not cached, as `fetch_ahead`.  No checkpoint."""
         wanted = [inode for inode in inodes if inode.size_bytes and not self._small.has(inode.ino)]
         return self._smalls.start(wanted, is_demand=False)
+
+    @property
+    def small_under_way(self) -> int:
+        """Return how many small files are being fetched or wait for it."""
+        return self._smalls.under_way
 
     def note_part_read(self, ino: int, part: int) -> None:
         """Take a front's word that a reader arrived at this part, and fetch ahead of it."""
@@ -355,6 +365,10 @@ class Fills:
         if not known:
             self._files.remove(inode.ino)
             raise StaleInodeError(f"inode {inode.ino} was freed while it was fetched")
+
+
+def _ignore_miss(_inode: Inode, _is_under_way: bool) -> None:
+    """Prefetch nothing."""
 
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:

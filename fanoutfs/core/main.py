@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,9 @@ from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
@@ -69,6 +71,8 @@ EXIT_RENEW: Final = 87
 """Exit code of a core that asks for a new generation: what all processes have open must be opened anew."""
 _PROBE_NAME: Final = ".fanoutfs-probe"
 _READER_CHECK_S: Final = 10.0
+SIBLING_FILES: Final = 1024
+"""Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
 _BROKEN_POLL_S: Final = 0.2
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
@@ -235,6 +239,18 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             op_timeout_s=config.op_timeout,
             row=row,
         )
+        prefetch = Prefetch(
+            reader=reader,
+            fills=fills,
+            root_prefix=task.root_prefix,
+            requests=config.requests,
+            siblings=Siblings(
+                max_files=SIBLING_FILES,
+                max_bytes=config.max_readahead,
+                sweep_bytes=int(config.cache_size * config.small_cache_share) // 4,
+            ),
+            row=row,
+        )
         freshness = Freshness(listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=config.metadata_ttl)
         filesystem = FileSystem(
             reader=reader,
@@ -273,7 +289,8 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             nursery.start_soon(_expire_what_was_told, notifier)
         nursery.start_soon(_kept_going, "freshness", freshness.run, row)
         nursery.start_soon(_kept_going, "orphans", orphans.run, row)
-        nursery.start_soon(_kept_going, "hints", partial(_take_hints, task.hints, fills, freshness), row)
+        take_hints = partial(_take_hints, task.hints, fills, freshness, [prefetch.note_reads])
+        nursery.start_soon(_kept_going, "hints", take_hints, row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
@@ -321,14 +338,26 @@ async def _expire_what_was_told(notifier: Notifier) -> None:
     await notifier.expire_attributes(ROOT_INO)  # no name leads to it
 
 
-async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness) -> None:
+async def _take_hints(
+    hints: socket.socket,
+    fills: Fills,
+    freshness: Freshness,
+    small_readers: Sequence[Callable[[Sequence[int]], None]],
+) -> None:
+    """Pass on what the fronts tell.  small_readers: who wants to know the small files that were read from the cache."""
     channel = trio.socket.from_stdlib_socket(hints)
     while packet := await channel.recv(PACKET_BYTES):
+        small_reads: list[int] = []
         for hint in decode_hints(packet):
-            if hint.kind is HintKind.PART_READ:
+            if hint.kind is HintKind.SMALL_READ:
+                small_reads.append(hint.ino)
+            elif hint.kind is HintKind.PART_READ:
                 fills.note_part_read(hint.ino, hint.part)
             elif hint.kind is HintKind.DIRECTORY_USED:
                 freshness.note_used(hint.ino)
+        if small_reads:
+            for note_reads in small_readers:
+                note_reads(small_reads)
 
 
 async def _release_dead_readers(volume: Volume) -> None:

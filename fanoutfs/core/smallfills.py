@@ -107,6 +107,11 @@ class SmallFills:
         self._token = trio.lowlevel.current_trio_token()
         nursery.start_soon(self._store_results)
 
+    @property
+    def under_way(self) -> int:
+        """Return how many files are under way."""
+        return len(self._table)
+
     def is_filling(self, ino: int) -> bool:
         """Tell whether a file is under way."""
         return ino in self._table
