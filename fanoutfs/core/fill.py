@@ -115,7 +115,9 @@ class Fills:
         self._table: dict[int, dict[int, Fill]] = {}
         self._failures = RecentFailures()
         self.on_small_miss: Callable[[Inode, bool], None] = _ignore_miss
-        """Called when a reader has to wait for a small file; the flag: its fill was under way already.  No checkpoint."""
+        """Called when a reader has to wait for a small file; the flag: its fill was under way.  No checkpoint."""
+        self.on_large_read: Callable[[Inode, int], None] = _ignore_read
+        """Called when a reader of a large file comes to a part of it, with the end of what he reads.  No checkpoint."""
         self._smalls = SmallFills(
             nursery=nursery,
             backend=backend,
@@ -147,6 +149,7 @@ class Fills:
             self._failures.check(ino)
         waits = self._start(inode, missing, is_demand=True)
         self._fetch_ahead(inode, first, last)
+        self.on_large_read(inode, end)
         await self._wait(waits, inode)
 
     async def _ensure_small(self, inode: Inode) -> None:
@@ -173,6 +176,12 @@ class Fills:
         wanted = [inode for inode in inodes if inode.size_bytes and not self._small.has(inode.ino)]
         return self._smalls.start(wanted, is_demand=False)
 
+    def fetch_part_ahead(self, inode: Inode, part: int) -> int:
+        """Start fetching what is missing of one part of a large file; return how many bytes.  No checkpoint."""
+        last_block = (inode.size_bytes - 1) // BLOCK_BYTES
+        missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
+        return sum([fill.end - fill.start for fill in self._start(inode, missing, is_demand=False)])
+
     @property
     def small_under_way(self) -> int:
         """Return how many small files are being fetched or wait for it."""
@@ -186,6 +195,7 @@ class Fills:
             return
         if not inode.is_small:
             self._fetch_ahead(inode, part * PART_BLOCKS, part * PART_BLOCKS)
+            self.on_large_read(inode, min(inode.size_bytes, (part + 1) * PART_BYTES))
 
     async def fetch_direct(self, ino: int, offset: int, length: int) -> memoryview:
         """Return bytes of a file without caching them.  Checkpoint.  Raises as `ensure`."""
@@ -369,6 +379,10 @@ class Fills:
 
 def _ignore_miss(_inode: Inode, _is_under_way: bool) -> None:
     """Prefetch nothing."""
+
+
+def _ignore_read(_inode: Inode, _end: int) -> None:
+    """Follow nobody."""
 
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:

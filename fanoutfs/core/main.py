@@ -37,6 +37,7 @@ from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.siblings import Siblings
@@ -73,6 +74,9 @@ _PROBE_NAME: Final = ".fanoutfs-probe"
 _READER_CHECK_S: Final = 10.0
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
+_HINTS_PAUSE_S: Final = 0.002
+"""Between two looks at what was read: fronts send a packet whenever they are idle, which is after every read of a
+slow reader.  Windows are wide enough for it."""
 _BROKEN_POLL_S: Final = 0.2
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
@@ -239,18 +243,6 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             op_timeout_s=config.op_timeout,
             row=row,
         )
-        prefetch = Prefetch(
-            reader=reader,
-            fills=fills,
-            root_prefix=task.root_prefix,
-            requests=config.requests,
-            siblings=Siblings(
-                max_files=SIBLING_FILES,
-                max_bytes=config.max_readahead,
-                sweep_bytes=int(config.cache_size * config.small_cache_share) // 4,
-            ),
-            row=row,
-        )
         freshness = Freshness(listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=config.metadata_ttl)
         filesystem = FileSystem(
             reader=reader,
@@ -259,6 +251,30 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             freshness=freshness,
             shared=task.shared,
             metadata_ttl_s=config.metadata_ttl,
+        )
+        small_cache_bytes = int(config.cache_size * config.small_cache_share)
+        plans = Plans(
+            reader=reader,
+            filesystem=filesystem,
+            fills=fills,
+            small=volume.small,
+            window_bytes=min(config.plan_window, small_cache_bytes // 4),
+            requests=config.requests,
+            row=row,
+        )
+        space.is_awaited = plans.is_ahead
+        prefetch = Prefetch(
+            reader=reader,
+            fills=fills,
+            root_prefix=task.root_prefix,
+            requests=config.requests,
+            siblings=Siblings(
+                max_files=SIBLING_FILES,
+                max_bytes=config.max_readahead,
+                sweep_bytes=small_cache_bytes // 4,
+            ),
+            plans=plans,
+            row=row,
         )
         orphans = OrphanReaper(
             environment=environment,
@@ -273,14 +289,16 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         )
 
         async def status(_request: Mapping[str, Any]) -> Any:
-            return describe(config, task.shared, space, volume.small, environment, filesystem, freshness, admission)
+            return describe(
+                config, task.shared, space, volume.small, environment, filesystem, freshness, admission, plans
+            )
 
         async def invalidate(request: Mapping[str, Any]) -> None:
             path = os.fsencode(str(request.get("path", "")))
             await filesystem.invalidate(resolve_path(filesystem, reader, ROOT_INO, path))
 
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
-        control = ControlServer(listener, {"status": status, "invalidate": invalidate})
+        control = ControlServer(listener, {"status": status, "invalidate": invalidate, **plans.commands()})
         nursery.start_soon(control.run)
         nursery.start_soon(notifier.run)
         collect = partial(collect_strays, volume.files, environment, reader, space)
@@ -288,6 +306,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         if not task.is_first:
             nursery.start_soon(_expire_what_was_told, notifier)
         nursery.start_soon(_kept_going, "freshness", freshness.run, row)
+        nursery.start_soon(_kept_going, "plans", plans.run, row)
         nursery.start_soon(_kept_going, "orphans", orphans.run, row)
         take_hints = partial(_take_hints, task.hints, fills, freshness, [prefetch.note_reads])
         nursery.start_soon(_kept_going, "hints", take_hints, row)
@@ -348,16 +367,27 @@ async def _take_hints(
     channel = trio.socket.from_stdlib_socket(hints)
     while packet := await channel.recv(PACKET_BYTES):
         small_reads: list[int] = []
-        for hint in decode_hints(packet):
-            if hint.kind is HintKind.SMALL_READ:
-                small_reads.append(hint.ino)
-            elif hint.kind is HintKind.PART_READ:
-                fills.note_part_read(hint.ino, hint.part)
-            elif hint.kind is HintKind.DIRECTORY_USED:
-                freshness.note_used(hint.ino)
+        while packet:
+            for hint in decode_hints(packet):
+                if hint.kind is HintKind.SMALL_READ:
+                    small_reads.append(hint.ino)
+                elif hint.kind is HintKind.PART_READ:
+                    fills.note_part_read(hint.ino, hint.part)
+                elif hint.kind is HintKind.DIRECTORY_USED:
+                    freshness.note_used(hint.ino)
+            packet = _packet_at_hand(hints)
         if small_reads:
             for note_reads in small_readers:
                 note_reads(small_reads)
+            await trio.sleep(_HINTS_PAUSE_S)
+
+
+def _packet_at_hand(channel: socket.socket) -> bytes:
+    """Return a packet that has arrived, b"" when there is none."""
+    try:
+        return channel.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return b""
 
 
 async def _release_dead_readers(volume: Volume) -> None:

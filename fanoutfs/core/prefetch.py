@@ -1,4 +1,4 @@
-"""Small files fetched ahead of their readers: carries out what `siblings` decides.
+"""Small files fetched ahead of their readers: carries out what `siblings` decides, for files that no plan covers.
 
 Core, trio thread only; no checkpoint anywhere: it walks a bounded number of index entries at a time.
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from fanoutfs.core.fill import Fills
+from fanoutfs.core.plans import Plans
 from fanoutfs.core.siblings import Run, Siblings
 from fanoutfs.index.format import DT_DIR, Inode
 from fanoutfs.index.reader import IndexReader
@@ -38,6 +39,7 @@ class Prefetch:
         root_prefix: str,
         requests: int,
         siblings: Siblings,
+        plans: Plans,
         row: memoryview,
     ) -> None:
         self._reader = reader
@@ -45,6 +47,7 @@ class Prefetch:
         self._root_prefix = root_prefix
         self._most_under_way = _QUEUED_SHARE * requests
         self._siblings = siblings
+        self._plans = plans
         self._row = row
         fills.on_small_miss = self.note_miss
 
@@ -52,6 +55,8 @@ class Prefetch:
         """Take the fronts' word that these small files were read from the cache, in this order."""
         runs = {}
         for ino in inos:
+            if self._plans.note_read(ino, is_missing=False):
+                continue
             run = self._siblings.note_hit(ino)
             if run is not None:
                 runs[id(run)] = run
@@ -59,7 +64,8 @@ class Prefetch:
 
     def note_miss(self, inode: Inode, is_under_way: bool) -> None:
         """Note that a reader waits for a file.  is_under_way: it was being fetched already."""
-        run: Run | None = None
+        if self._plans.note_read(inode.ino, is_missing=True):
+            return
         if is_under_way:
             run = self._siblings.note_hit(inode.ino, is_late=True)
         else:
@@ -87,10 +93,8 @@ class Prefetch:
         is_end = False
         with self._reader.begin() as txn:
             parent = self._find_directory(run.directory)
-            looked_at = 0
-            for name, ino, dtype in self._reader.children(txn, parent, edge):
+            for looked_at, (name, ino, dtype) in enumerate(self._reader.children(txn, parent, edge), 1):
                 edge = name
-                looked_at += 1
                 inode = None if dtype == DT_DIR else self._reader.inode(txn, ino)
                 if inode is not None and inode.is_small and inode.size_bytes:
                     inodes.append(inode)

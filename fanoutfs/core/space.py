@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -84,6 +84,8 @@ class Space:
         self._writing: dict[PartId, int] = {}
         self._lock = trio.Lock()
         self._no_writes_until = 0.0
+        self.is_awaited: Callable[[int, int], bool] = _is_never_awaited
+        """Tells of an inode and an offset whether a plan fetched it for a reader still to come."""
 
     @property
     def cap_bytes(self) -> int:
@@ -254,8 +256,13 @@ class Space:
         self._unpunched.pop(part, None)
 
     def _is_spared(self, part: PartId) -> bool:
-        """Tell whether a part must stay: it is being written, or was a moment ago."""
-        return part in self._recent or part in self._writing
+        """Tell whether a part must stay: it is being written, or was a moment ago, or its reader was announced."""
+        return part in self._recent or part in self._writing or self.is_awaited(part[0], part[1] * PART_BYTES)
+
+
+def _is_never_awaited(_ino: int, _offset: int) -> bool:
+    """Spare nothing."""
+    return False
 
 
 def _punch_blocks(fd: int, part: int, mask: int) -> None:
