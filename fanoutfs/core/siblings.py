@@ -6,16 +6,17 @@ Two habits of readers are recognised, per directory:
   files that follow in listing order, at most a window ahead of its reader.  The window doubles when a reader had to
   wait for a file of it (so it grows with the latency of the store, and no further than it takes) and halves when its
   files are passed over.
-* *At random*: files far apart begin a **sweep** of the whole directory in listing order, from its first file.  It may
-  be ahead of what was read by a fixed factor: who reads a few files of a directory costs a few times as many.
+* *At random*: files far apart, forward and back, begin a **sweep** of the whole directory in listing order, from its
+  first file.  It may be ahead of what was read by a fixed factor: who reads a few files costs a few times as many.
 
 What was fetched ahead is remembered until it is read (then it was useful), or passed over, forgotten, or found to have
 been evicted meanwhile (then it was wasted).  A reader who stops leaves at most a window behind him.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 _START_FILES: Final = 16
@@ -29,6 +30,7 @@ _BEHIND_FILES: Final = 256
 """A run's files this far behind its reader are given up: a loader with 8 workers and batches of 32 reads that mixed."""
 _LOST_LIMIT: Final = 64
 """A sweep whose files are evicted before they are read, this many more than are read, ends: the cache is too small."""
+_MAX_PENALTY_READS: Final = 4096
 _RUNS: Final = 64
 _DIRECTORIES: Final = 4096
 _STEP_FILES: Final = 256
@@ -40,7 +42,8 @@ class Run:
     """One reader's way through a directory, or a sweep of it.
 
     edge: the entry up to which everything was looked at (b"": none).  position, ordinal: counted in small files of the
-    directory from where the run began: behind the last file read, behind the last one fetched.
+    directory from where the run began: behind the last file read, behind the last one fetched.  A sweep has no reader
+    to follow: its position is the number of reads in the directory that it does not count.
     """
 
     directory: str
@@ -69,6 +72,9 @@ class _Directory:
     runs: list[Run] = field(default_factory=list)
     patience: int = _RANDOM_AFTER
     """Lonely reads until the next sweep: each needs more of a reason than the one before."""
+    penalty: int = 0
+    quiet_until: int = 0
+    """Nothing is begun before so many reads: what was begun last was a waste.  Longer each time."""
 
 
 @dataclass(slots=True)
@@ -138,9 +144,11 @@ class Siblings:
                 sweep = run
             elif 0 <= ino - run.edge_ino <= max(2 * _NEAR, run.window):  # the reader overtook us
                 self._move_to(run, ino, name)
-                return run
+                return None if run.has_ended else run
         if sweep is not None:
             return sweep
+        if here.reads < here.quiet_until:
+            return None
         is_near = any(0 < ino - other <= _NEAR for other in here.recent)
         here.recent.append(ino)
         if is_first or is_near:
@@ -148,17 +156,17 @@ class Siblings:
             start = window if is_first and parent == _parent(directory) else 0
             return self._begin(here, Run(directory, False, name, ino, max(_START_FILES, start)))
         here.lonely += 1
-        if here.lonely < here.patience:
+        if here.lonely < here.patience or not _is_random(here.recent):
             return None
         here.lonely = 0
         here.patience *= 4
-        return self._begin(here, Run(directory, True, b"", 0, 0))
+        return self._begin(here, Run(directory, True, b"", 0, 0, position=here.reads - _RANDOM_AFTER))
 
     def _note_lost(self, run: Run, ino: int) -> None:
         self.learnt.wasted_bytes += self._take(run, ino)[1]
         run.lost += 1
-        if run.is_sweep and run.lost > run.used + _LOST_LIMIT:
-            self._end(run)
+        if run.lost > run.used + (_LOST_LIMIT if run.is_sweep else run.window):
+            self._fail(run)
 
     def _take(self, run: Run, ino: int) -> tuple[int, int]:
         """Take a file off what a run is ahead; return (ordinal, bytes)."""
@@ -171,9 +179,12 @@ class Siblings:
     def _move_to(self, run: Run, ino: int, name: bytes) -> None:
         run.edge, run.edge_ino = name, ino
         run.position = run.ordinal = run.ordinal + 1
-        run.window = min(2 * run.window, self._max_files)
         run.grown_at = run.position
         self._runs.move_to_end(id(run))
+        if len(run.ahead) > max(run.window // 2, _START_FILES):  # over most of it, not through it
+            self._slow_down(run)
+        else:
+            run.window = min(2 * run.window, self._max_files)
 
     # --- what to fetch -----------------------------------------------------------------------------------------
 
@@ -182,7 +193,7 @@ class Siblings:
         if run.has_ended:
             return 0
         if run.is_sweep:
-            allowed = _SWEEP_FACTOR * self._directory(run.directory).reads - run.ordinal
+            allowed = _SWEEP_FACTOR * (self._directory(run.directory).reads - run.position) - run.ordinal
             if self._swept_bytes >= self._sweep_bytes:
                 return 0
             return min(allowed, _STEP_FILES) if allowed >= _SWEEP_FACTOR else 0
@@ -228,10 +239,20 @@ class Siblings:
             run.wasted += 1
             self.learnt.wasted_bytes += self._take(run, ino)[1]
         if run.wasted > before and run.wasted > run.used:
-            run.window //= 2
             run.used = run.wasted = 0
-            if run.window < _NEAR:
-                self._end(run)
+            self._slow_down(run)
+
+    def _slow_down(self, run: Run) -> None:
+        run.window //= 2
+        if run.window < _NEAR:
+            self._fail(run)
+
+    def _fail(self, run: Run) -> None:
+        """End a run that was of no use, and let its directory be for a while."""
+        directory = self._directory(run.directory)
+        directory.penalty = min(_MAX_PENALTY_READS, max(_START_FILES, 2 * directory.penalty))
+        directory.quiet_until = directory.reads + directory.penalty
+        self._end(run)
 
     def _begin(self, here: _Directory, run: Run) -> Run:
         here.runs.append(run)
@@ -261,6 +282,12 @@ class Siblings:
         else:
             self._directories.move_to_end(key)
         return found
+
+
+def _is_random(inos: Sequence[int]) -> bool:
+    """Tell whether reads jump back far, too: who takes every tenth file goes forward only, but for his workers."""
+    span = max(inos) - min(inos)
+    return any(before - after > span // 2 for before, after in pairwise(inos))
 
 
 def _parent(directory: str) -> str:

@@ -17,11 +17,16 @@ from fanoutfs.backend.local import LocalBackend
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission
+from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
+from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.plans import Plans
+from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
@@ -89,6 +94,8 @@ class Rig:
     notifier: Notifier
     listings: Listings
     fills: Fills
+    plans: Plans
+    prefetch: Prefetch
     clock: TurnedClock
     row: memoryview
     kernel: list[bytes]
@@ -165,6 +172,9 @@ async def running_core(
     memory_bytes: int = 256 * MIB,
     readahead_bytes: int = 0,
     op_timeout_s: float = 30.0,
+    sibling_files: int = 0,
+    plan_window_bytes: int = MIB,
+    small_bytes: int = 16 * MIB,
 ) -> AsyncIterator[Rig]:
     """Put the parts together as core.main does, and take them apart at the end."""
     (path / "objects").mkdir()
@@ -180,7 +190,7 @@ async def running_core(
     with open_index(path) as environment:
         reader = IndexReader(environment)
         writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
-        small = SmallStore(path, 16 * MIB)
+        small = SmallStore(path, small_bytes)
         files = CacheFiles(path, writable=True)
         grace = Grace(shared, 2)
         admission = Admission(memory_bytes, requests)
@@ -228,6 +238,35 @@ async def running_core(
                     op_timeout_s=op_timeout_s,
                     row=row,
                 )
+                plans = Plans(
+                    reader=reader,
+                    filesystem=FileSystem(
+                        reader=reader,
+                        listings=listings,
+                        fills=fills,
+                        freshness=Freshness(
+                            listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=float("inf")
+                        ),
+                        shared=shared,
+                        metadata_ttl_s=float("inf"),
+                    ),
+                    fills=fills,
+                    small=small,
+                    window_bytes=plan_window_bytes,
+                    requests=requests,
+                    row=row,
+                )
+                space.is_awaited = plans.is_ahead
+                nursery.start_soon(plans.run)
+                prefetch = Prefetch(
+                    reader=reader,
+                    fills=fills,
+                    root_prefix="",
+                    requests=requests,
+                    siblings=Siblings(sibling_files, MIB, MIB),
+                    plans=plans,
+                    row=row,
+                )
                 yield Rig(
                     source=source,
                     backend=backend,
@@ -244,6 +283,8 @@ async def running_core(
                     notifier=notifier,
                     listings=listings,
                     fills=fills,
+                    plans=plans,
+                    prefetch=prefetch,
                     clock=clock,
                     row=row,
                     kernel=kernel,
