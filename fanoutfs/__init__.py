@@ -28,3 +28,19 @@ Invariants:
 Words: a *backend* holds *objects* (keys) in *versions*; an *entry* is a name in a directory; *blocks* (256 KiB) are
 checksummed, *parts* (8 MiB) fetched and evicted; a *fill* brings bytes to the cache; the *relay* joins front and core.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fanoutfs.cli.plans import Announced, announce
+
+__all__ = ["Announced", "announce"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what jobs use only when they do: every process of a mount imports this module."""
+    if name in __all__:
+        from fanoutfs.cli import plans  # noqa: PLC0415
+
+        return getattr(plans, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

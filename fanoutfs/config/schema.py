@@ -91,7 +91,8 @@ class MountConfig:
     )
     fill_memory: int = _setting(256 * MIB, "size", "memory for data between the backend and the cache", least=16 * MIB)
     max_readahead: int = _setting(64 * MIB, "size", "how far a sequential reader is fetched ahead", least=0)
-    requests: int = _setting(64, "count", "backend requests in flight at most", least=1, most=1024)
+    plan_window: int = _setting(256 * MIB, "size", "how far ahead of its reader an announced order is fetched", least=0)
+    requests: int = _setting(128, "count", "backend requests in flight at most", least=1, most=1024)
     fronts: int = _setting(0, "count", "data-plane processes; 0: one per core, at least 2, at most 8", least=0, most=16)
     op_timeout: float = _setting(
         25.0, "duration", "longest time a request may wait for the backend, then EIO", least=1, most=3600

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -84,6 +84,8 @@ class Space:
         self._writing: dict[PartId, int] = {}
         self._lock = trio.Lock()
         self._no_writes_until = 0.0
+        self.is_awaited: Callable[[int, int], bool] = _is_never_awaited
+        """Tells of an inode and an offset whether a plan fetched it for a reader still to come."""
 
     @property
     def cap_bytes(self) -> int:
@@ -115,7 +117,7 @@ class Space:
 
         Evicts if need be.  Raises CacheFullError when there is no room.
         """
-        self._reserved_bytes += size_bytes
+        self.hold(size_bytes)
         try:
             if part is None:
                 await self._make_room()
@@ -125,7 +127,26 @@ class Space:
                     await self._make_room()
                     yield
         finally:
-            self._reserved_bytes -= size_bytes
+            self.release(size_bytes)
+
+    def hold(self, size_bytes: int) -> None:
+        """Count bytes as about to be written, without yet having room: what `reserved` does, in steps.
+
+        For batches: `hold`, write if `has_room()`, else after `await make_room_for_held()`; `release` in every case.
+        """
+        self._reserved_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Give back what was held: it is written, and counts as used now, or it never will be."""
+        self._reserved_bytes -= size_bytes
+
+    def has_room(self) -> bool:
+        """Tell whether all that is held may be written now."""
+        return trio.current_time() >= self._no_writes_until and self._excess_bytes() <= 0
+
+    async def make_room_for_held(self) -> None:
+        """Evict until all that is held may be written.  Checkpoint.  Raises CacheFullError."""
+        await self._make_room()
 
     @asynccontextmanager
     async def _held(self, part: PartId) -> AsyncIterator[None]:
@@ -246,8 +267,13 @@ class Space:
         self._unpunched.pop(part, None)
 
     def _is_spared(self, part: PartId) -> bool:
-        """Tell whether a part must stay: it is being written, or was a moment ago."""
-        return part in self._recent or part in self._writing
+        """Tell whether a part must stay: it is being written, or was a moment ago, or its reader was announced."""
+        return part in self._recent or part in self._writing or self.is_awaited(part[0], part[1] * PART_BYTES)
+
+
+def _is_never_awaited(_ino: int, _offset: int) -> bool:
+    """Spare nothing."""
+    return False
 
 
 def _punch_blocks(fd: int, part: int, mask: int) -> None:

@@ -55,6 +55,8 @@ class Count(IntEnum):
     BACKEND_DEADLINES = NAMED_BASE + 31
     BACKEND_HIDDEN_KEYS = NAMED_BASE + 32
     ARENA_READS = NAMED_BASE + 33
+    PREFETCH_USED_BYTES = NAMED_BASE + 34
+    PREFETCH_WASTED_BYTES = NAMED_BASE + 35
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,10 @@ METRICS: Final = (
     Metric(Count.FILLS_JOINED, "1", "requests that waited for a fill which another one had started"),
     Metric(Count.FILLS_FAILED, "1", "fills that ended with an error"),
     Metric(Count.PREFETCH_BYTES, "bytes", "bytes fetched ahead of a reader"),
+    Metric(Count.PREFETCH_USED_BYTES, "bytes", "small files fetched ahead that were then read"),
+    Metric(
+        Count.PREFETCH_WASTED_BYTES, "bytes", "small files fetched ahead and passed over, given up, or evicted unread"
+    ),
     Metric(Count.READ_THROUGH_BYTES, "bytes", "bytes handed to readers without caching (cache full or disk full)"),
     Metric(Count.EVICTED_BYTES, "bytes", "bytes removed from the cache to make room"),
     Metric(Count.LISTINGS, "1", "directories listed or listed again"),

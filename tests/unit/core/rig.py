@@ -19,11 +19,16 @@ from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
+from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.plans import Plans
+from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
@@ -92,6 +97,8 @@ class Rig:
     notifier: Notifier
     listings: Listings
     fills: Fills
+    plans: Plans
+    prefetch: Prefetch
     clock: TurnedClock
     row: memoryview
     kernel: list[bytes]
@@ -169,6 +176,9 @@ async def running_core(
     readahead_bytes: int = 0,
     arena_slots: int = 0,
     op_timeout_s: float = 30.0,
+    sibling_files: int = 0,
+    plan_window_bytes: int = MIB,
+    small_bytes: int = 16 * MIB,
 ) -> AsyncIterator[Rig]:
     """Put the parts together as core.main does, and take them apart at the end."""
     (path / "objects").mkdir()
@@ -185,7 +195,7 @@ async def running_core(
         reader = IndexReader(environment)
         writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
         grace = Grace(shared, 2)
-        small = SmallStore(path, 16 * MIB, grace.wait)
+        small = SmallStore(path, small_bytes, grace.wait)
         files = CacheFiles(path, writable=True)
         admission = Admission(memory_bytes, requests)
         notifier = Notifier(ours, has_epoch=True, row=row)
@@ -236,6 +246,35 @@ async def running_core(
                     op_timeout_s=op_timeout_s,
                     row=row,
                 )
+                plans = Plans(
+                    reader=reader,
+                    filesystem=FileSystem(
+                        reader=reader,
+                        listings=listings,
+                        fills=fills,
+                        freshness=Freshness(
+                            listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=float("inf")
+                        ),
+                        shared=shared,
+                        metadata_ttl_s=float("inf"),
+                    ),
+                    fills=fills,
+                    small=small,
+                    window_bytes=plan_window_bytes,
+                    requests=requests,
+                    row=row,
+                )
+                space.is_awaited = plans.is_ahead
+                nursery.start_soon(plans.run)
+                prefetch = Prefetch(
+                    reader=reader,
+                    fills=fills,
+                    root_prefix="",
+                    requests=requests,
+                    siblings=Siblings(sibling_files, MIB, MIB),
+                    plans=plans,
+                    row=row,
+                )
                 yield Rig(
                     source=source,
                     backend=backend,
@@ -253,6 +292,8 @@ async def running_core(
                     notifier=notifier,
                     listings=listings,
                     fills=fills,
+                    plans=plans,
+                    prefetch=prefetch,
                     clock=clock,
                     row=row,
                     kernel=kernel,
