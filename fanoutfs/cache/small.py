@@ -63,8 +63,8 @@ def mark_closed(volume: Path) -> None:
     (volume / _BOOT_FILE).unlink(missing_ok=True)
 
 
-def open_small(volume: Path, map_bytes: int, *, writable: bool) -> lmdb.Environment:
-    """Open the environment.  Once per process, after fork."""
+def open_small(volume: Path, map_bytes: int, *, writable: bool, in_order: bool = False) -> lmdb.Environment:
+    """Open the environment.  Once per process, after fork.  in_order: the kernel may read ahead."""
     return lmdb.open(
         os.fspath(volume / FILE_NAME),
         map_size=max(MIN_MAP_BYTES, map_bytes),
@@ -73,7 +73,7 @@ def open_small(volume: Path, map_bytes: int, *, writable: bool) -> lmdb.Environm
         readonly=not writable,
         sync=False,
         metasync=False,
-        readahead=False,
+        readahead=in_order,
         meminit=False,
         max_readers=MAX_READERS,
         lib_version=LMDB_ENGINE,
@@ -85,10 +85,14 @@ class SmallMismatchError(Exception):
 
 
 class SmallReader:
-    """Verified reads.  Owned by one front."""
+    """Verified reads.  Owned by one front, or by the pusher, which reads in the order of numbers.
 
-    def __init__(self, volume: Path, map_bytes: int) -> None:
-        self._env = open_small(volume, map_bytes, writable=False)
+    in_order: have the kernel read ahead in the file.  Contents stored one after the other lie so in it; without, each
+    4 KiB of it are a disk access of their own.
+    """
+
+    def __init__(self, volume: Path, map_bytes: int, *, in_order: bool = False) -> None:
+        self._env = open_small(volume, map_bytes, writable=False, in_order=in_order)
 
     def begin(self) -> lmdb.Transaction:
         """Begin the transaction within which `get` results are valid."""

@@ -37,6 +37,7 @@ from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
 from fanoutfs.core.status import describe
@@ -88,6 +89,7 @@ class CoreTask:
     relay: socket.socket
     hints: socket.socket
     notify: socket.socket
+    push: socket.socket | None
     control: socket.socket
     is_first: bool
 
@@ -195,6 +197,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
     notifier = Notifier(task.notify, has_epoch=go.has_epoch, row=row)
     grace = Grace(task.shared, config.front_count())
     admission = Admission(config.fill_memory, config.requests)
+    push = Push(task.push, row)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
     space = Space(
         cap_bytes=config.cache_size,
@@ -273,7 +276,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             nursery.start_soon(_expire_what_was_told, notifier)
         nursery.start_soon(_kept_going, "freshness", freshness.run, row)
         nursery.start_soon(_kept_going, "orphans", orphans.run, row)
-        nursery.start_soon(_kept_going, "hints", partial(_take_hints, task.hints, fills, freshness), row)
+        nursery.start_soon(_kept_going, "hints", partial(_take_hints, task.hints, fills, freshness, push), row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
@@ -321,14 +324,22 @@ async def _expire_what_was_told(notifier: Notifier) -> None:
     await notifier.expire_attributes(ROOT_INO)  # no name leads to it
 
 
-async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness) -> None:
+async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness, push: Push) -> None:
     channel = trio.socket.from_stdlib_socket(hints)
     while packet := await channel.recv(PACKET_BYTES):
+        small_reads: list[int] = []
+        listed: list[tuple[int, int]] = []
         for hint in decode_hints(packet):
-            if hint.kind is HintKind.PART_READ:
+            if hint.kind is HintKind.SMALL_READ:
+                small_reads.append(hint.ino)
+            elif hint.kind is HintKind.LISTED:
+                listed.append((hint.ino, hint.part))
+            elif hint.kind is HintKind.PART_READ:
                 fills.note_part_read(hint.ino, hint.part)
             elif hint.kind is HintKind.DIRECTORY_USED:
                 freshness.note_used(hint.ino)
+        push.note_listed(listed)
+        push.note_reads(small_reads)
 
 
 async def _release_dead_readers(volume: Volume) -> None:

@@ -45,7 +45,7 @@ def run(task: FrontTask) -> int:
     kernel = KernelChannel(task.fuse_fd, row)
     relay = Relay(task.relay, task.shared, task.number, row)
     small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
-    hints = HintSender(task.hints, row, task.config.metadata_ttl)
+    hints = HintSender(task.hints, row, task.config.metadata_ttl, has_pusher=task.config.push_memory > 0)
     handlers = Handlers(
         kernel=kernel,
         relay=relay,

@@ -1,10 +1,10 @@
-"""What fronts tell the core without waiting for an answer: SOCK_SEQPACKET packets of one or more hints.
+"""What fronts tell the core, and the core the pusher, without waiting for an answer: SOCK_SEQPACKET packets of hints.
 
 A hint may be lost (a full socket drops it); nothing may depend on its arrival but speed and the freshness period.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -22,11 +22,13 @@ class HintKind(IntEnum):
     DIRECTORY_USED = 1  # a name in this directory was looked up or listed
     PART_READ = 2  # a reader arrived at this part of a large file
     SMALL_READ = 3  # a small file was read from its beginning, and the store had it
+    LISTED = 4  # the kernel was given the entries of `part` files, numbered from this inode on
+    PUSH_AHEAD = 5  # core to pusher: this file will be read, the ones before it sooner
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """One hint.  part: index of the 8 MiB part, 0 for directories and small files."""
+    """One hint.  part: index of the 8 MiB part, or how many files were listed, else 0."""
 
     kind: HintKind
     ino: int
@@ -40,6 +42,12 @@ class Hint:
 def encode_small_reads(inos: Iterable[int]) -> bytes:
     """Return the packet that tells of these small files in the order they were read."""
     return b"".join([_HINT.pack(HintKind.SMALL_READ, 0, ino) for ino in inos])
+
+
+def packets(kind: HintKind, items: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return the packets that carry these (inode, part) in this order."""
+    hints = [_HINT.pack(kind, part, ino) for ino, part in items]
+    return [b"".join(hints[at : at + HINTS_PER_PACKET]) for at in range(0, len(hints), HINTS_PER_PACKET)]
 
 
 def decode_hints(packet: bytes) -> list[Hint]:
