@@ -71,6 +71,8 @@ EXIT_RENEW: Final = 87
 _PROBE_NAME: Final = ".fanoutfs-probe"
 _READER_CHECK_S: Final = 10.0
 _BROKEN_POLL_S: Final = 0.2
+_HINT_PACKETS: Final = 64
+_HINT_PAUSE_S: Final = 0.001
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
 
@@ -325,21 +327,33 @@ async def _expire_what_was_told(notifier: Notifier) -> None:
 
 
 async def _take_hints(hints: socket.socket, fills: Fills, freshness: Freshness, push: Push) -> None:
-    channel = trio.socket.from_stdlib_socket(hints)
-    while packet := await channel.recv(PACKET_BYTES):
+    """Dispatch what fronts tell: the first packet at once, what comes after it in rounds.
+
+    Fronts with little to do send a packet per READ, and to wake trio for each would cost as much as to answer it.
+    """
+    while True:
+        await trio.lowlevel.wait_readable(hints)
         small_reads: list[int] = []
         listed: list[tuple[int, int]] = []
-        for hint in decode_hints(packet):
-            if hint.kind is HintKind.SMALL_READ:
-                small_reads.append(hint.ino)
-            elif hint.kind is HintKind.LISTED:
-                listed.append((hint.ino, hint.part))
-            elif hint.kind is HintKind.PART_READ:
-                fills.note_part_read(hint.ino, hint.part)
-            elif hint.kind is HintKind.DIRECTORY_USED:
-                freshness.note_used(hint.ino)
+        for _packet in range(_HINT_PACKETS):
+            try:
+                packet = hints.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            if not packet:
+                return
+            for hint in decode_hints(packet):
+                if hint.kind is HintKind.SMALL_READ:
+                    small_reads.append(hint.ino)
+                elif hint.kind is HintKind.LISTED:
+                    listed.append((hint.ino, hint.part))
+                elif hint.kind is HintKind.PART_READ:
+                    fills.note_part_read(hint.ino, hint.part)
+                elif hint.kind is HintKind.DIRECTORY_USED:
+                    freshness.note_used(hint.ino)
         push.note_listed(listed)
         push.note_reads(small_reads)
+        await trio.sleep(_HINT_PAUSE_S)
 
 
 async def _release_dead_readers(volume: Volume) -> None:

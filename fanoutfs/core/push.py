@@ -1,18 +1,20 @@
 """What the core tells the pusher (front.pusher).  Trio thread only; never waits.
 
-The pusher may be held by the kernel, or dead, at any time: what its channel does not take at once is dropped.  Only
-speed depends on it.
+The pusher may be held by the kernel or by the disk, or dead, at any time.  What its channel does not take waits here
+for the next occasion, up to a bound; then it is dropped.  Only speed depends on it.
 """
 
-import logging
 import socket
+from collections import deque
 from collections.abc import Sequence
+from itertools import islice
+from typing import Final
 
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
-from fanoutfs.wire.hints import HintKind, packets
+from fanoutfs.wire.hints import HINTS_PER_PACKET, HintKind, encode_hints
 
-log = logging.getLogger(__name__)
+_MAX_WAITING: Final = 1 << 16
 
 
 class Push:
@@ -21,6 +23,9 @@ class Push:
     def __init__(self, channel: socket.socket | None, row: memoryview) -> None:
         self._channel = channel
         self._row = row
+        self._waiting: dict[HintKind, deque[tuple[int, int]]] = {
+            kind: deque() for kind in (HintKind.LISTED, HintKind.SMALL_READ, HintKind.PUSH_AHEAD)
+        }
 
     def note_reads(self, inos: Sequence[int]) -> None:
         """Fronts answered READs of these small files, in this order."""
@@ -35,10 +40,18 @@ class Push:
         self._send(HintKind.PUSH_AHEAD, [(ino, 0) for ino in inos])
 
     def _send(self, kind: HintKind, items: Sequence[tuple[int, int]]) -> None:
-        if self._channel is None:
+        if self._channel is None or not items:
             return
-        for packet in packets(kind, items):
-            try:
-                self._channel.send(packet, socket.MSG_DONTWAIT)
-            except OSError:  # full, or the pusher is being replaced
-                bump(self._row, Count.HINTS_DROPPED)
+        waiting = self._waiting[kind]
+        room = _MAX_WAITING - len(waiting)
+        waiting.extend(items[:room])
+        bump(self._row, Count.HINTS_DROPPED, max(0, len(items) - room))
+        for each, waiting in self._waiting.items():
+            while waiting:
+                some = list(islice(waiting, HINTS_PER_PACKET))
+                try:
+                    self._channel.send(encode_hints(each, some), socket.MSG_DONTWAIT)
+                except OSError:  # full, or the pusher is being replaced
+                    return
+                for _hint in some:
+                    waiting.popleft()

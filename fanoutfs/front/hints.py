@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from fanoutfs.observe.catalog import Count
-from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_small_reads, packets
+from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_hints, encode_small_reads
 
 _TABLE: Final = 8192
 
@@ -69,8 +69,8 @@ class HintSender:
             end = ino + 1
         if first:
             runs.append((first, end - first))
-        for packet in packets(HintKind.LISTED, runs):
-            self._send(packet)
+        for at in range(0, len(runs), HINTS_PER_PACKET):
+            self._send(encode_hints(HintKind.LISTED, runs[at : at + HINTS_PER_PACKET]))
 
     def flush(self) -> None:
         """Send what waits for a full packet."""

@@ -8,10 +8,13 @@ Three sources, in this order: what the core announced; *cursors*, which run ahea
 that were not pushed; the *sweep* over what was listed, in the order of listing, which also serves who reads at random.
 
 A read of a pushed file is invisible.  Now and then a file is therefore left out of the push, as a *sentinel*: its
-READ vouches for the files pushed since the sentinel before it, in a sequence as in a shuffled order.  Flow control is
-TCP's: `outstanding` bytes (pushed and not vouched for) stay below a window, which begins small, doubles with each
-sentinel that is read, and is halved when a push has stood still while readers went on elsewhere; then the older half
-is given up as wasted.  Each time in a row that happens it takes twice as many reads.  Nobody reads, nothing is pushed.
+READ vouches for the files pushed since the sentinel before it, in a sequence as in a shuffled order.
+
+Flow control resembles TCP's.  `outstanding` bytes (pushed and not vouched for) stay below a window.  It begins small,
+doubles with each sentinel that is read, and grows a little with each READ of a file that was not pushed in time: in a
+shuffled order sentinels are rare at first.  When it is full and at its limit, and as many READs came as files are
+outstanding, the older half of them is given up as wasted and the window halved; from then on only sentinels let it
+grow, and each time in a row that it was of no use, twice as many READs must come.  Nobody reads, nothing is pushed.
 """
 
 import random
@@ -35,8 +38,11 @@ _MAX_GAP: Final = 64
 _FIRST_SHARE: Final = 8
 """An eighth of the limit may be pushed on the strength of a listing alone."""
 _MIN_WINDOW: Final = MIB
-_PATIENCE: Final = 64
-_MAX_PATIENCE: Final = 1 << 16
+_EARNED_FILES: Final = 4
+"""What a READ lets the window grow by: four pushes cost less than half of a READ."""
+_MIN_PATIENCE: Final = 64
+_MAX_STRIKES: Final = 10
+_MAX_LEAD: Final = 64
 _LISTED_PAUSE_S: Final = 0.01
 """The front tells of a listing when it has answered; the reader's own process then enters it into the kernel."""
 _SETTLED_S: Final = 2.0
@@ -80,8 +86,11 @@ class PushPolicy:
         self._outstanding_bytes = 0
         self._gap = _FIRST_GAP
         self._until_sentinel = _FIRST_GAP
+        self._mean_bytes = 4096
+        self._lead = 1
+        """Chunks by which a new cursor starts ahead of its reader."""
         self._idle_reads = 0
-        self._patience = _PATIENCE
+        self._strikes = 0
         self._hits_since_loss = 0
 
     @property
@@ -121,16 +130,18 @@ class PushPolicy:
         if ino in self._vouched:
             self._hit(self._vouched.pop(ino))
         elif chunk is not None and self._done(chunk) >> bit & 1:
-            if ino in self._taken:
-                self._taken.discard(ino)  # overtaken
-            elif now_s - chunk.done_s > _SETTLED_S:
+            if now_s - chunk.done_s > _SETTLED_S:
                 self._reclaimed_s = now_s - _SETTLED_S
                 self._window = max(_MIN_WINDOW, self._window // 2)
+            else:
+                # The push came too late: it must not run beside the reader.
+                self._lead = min(_MAX_LEAD, 2 * self._lead)
+                self._taken.discard(ino)
         else:
             self._missed()
         if chunk is not None:
             self._mark_done(chunk, 1 << bit, now_s)
-            self._follow(number, bit)
+            self._follow(number)
 
     def announce(self, inos: Iterable[int]) -> None:
         """These files will be read, in this order."""
@@ -173,6 +184,7 @@ class PushPolicy:
     def settle_pushed(self, ino: int, size_bytes: int) -> None:
         """The file's pages are in the kernel."""
         self._taken.discard(ino)
+        self._mean_bytes += (size_bytes - self._mean_bytes) // 16
         self._open_bytes += size_bytes
         self._outstanding_bytes += size_bytes
 
@@ -199,19 +211,23 @@ class PushPolicy:
         self.sentinels_read += 1
         self._hits_since_loss += 1
         self._outstanding_bytes -= vouched_bytes
-        self._window = min(
-            max(_MIN_WINDOW, self.limit_bytes),
-            self._window * 2 if self._is_slow_start else self._window + vouched_bytes,
-        )
-        self._idle_reads = 0
+        self._lead = max(1, self._lead // 2)
+        self._grow(self._window if self._is_slow_start else vouched_bytes)
 
     def _missed(self) -> None:
         """A file was read that had not been pushed."""
         if not self.is_stalled or self.limit_bytes <= 0:
             return
+        if self._is_slow_start and self._window < self.limit_bytes:
+            self._grow(_EARNED_FILES * self._mean_bytes)
+            return
         self._idle_reads += 1
-        if self._idle_reads >= self._patience:
+        outstanding_files = self._outstanding_bytes // max(1, self._mean_bytes)
+        if self._idle_reads >= max(_MIN_PATIENCE, outstanding_files) << self._strikes:
             self._give_up_half()
+
+    def _grow(self, more_bytes: int) -> None:
+        self._window = max(self._window, min(self.limit_bytes, self._window + more_bytes))
 
     def _give_up_half(self) -> None:
         """Take the older half of what nobody vouched for as wasted, and be careful from now on."""
@@ -223,7 +239,7 @@ class PushPolicy:
             self._open_bytes = 0
         self.sentinels_unread += wasted
         is_useful = self._hits_since_loss * 4 >= wasted
-        self._patience = _PATIENCE if is_useful else min(_MAX_PATIENCE, 2 * self._patience)
+        self._strikes = 0 if is_useful else min(_MAX_STRIKES, self._strikes + 1)
         self._window = max(_MIN_WINDOW, self._window // 2)
         self._is_slow_start = False
         self._idle_reads = self._hits_since_loss = 0
@@ -238,6 +254,11 @@ class PushPolicy:
                 self._chunks.popitem(last=False)
         return chunk
 
+    def _left(self, number: int) -> int:
+        """Return the bits of a chunk that are listed and not done."""
+        chunk = self._chunks.get(number)
+        return 0 if chunk is None else chunk.listed & ~self._done(chunk)
+
     def _done(self, chunk: _Chunk) -> int:
         return chunk.done if chunk.done_s > self._reclaimed_s else 0
 
@@ -245,15 +266,13 @@ class PushPolicy:
         chunk.done = self._done(chunk) | bits
         chunk.done_s = now_s
 
-    def _follow(self, number: int, bit: int) -> None:
-        """Have a cursor run ahead of a reader that is at this place."""
-        chunk = self._chunks[number]
-        if not (chunk.listed & ~self._done(chunk)) >> bit:
-            number += 1  # the rest of its chunk is done
-        if number in self._cursors:
-            return
-        chunk_ahead = self._chunks.get(number)
-        if chunk_ahead is None or not chunk_ahead.listed & ~self._done(chunk_ahead):
+    def _follow(self, number: int) -> None:
+        """Have a cursor run ahead of a reader that is in this chunk.
+
+        Not in the chunk itself: a push beside its reader waits for every READ it meets.
+        """
+        number += self._lead
+        if number in self._cursors or not self._left(number):
             return  # what follows was pushed: the cursor that did so is further on
         self._cursors[number] = None
         if len(self._cursors) > _MAX_CURSORS:
@@ -276,8 +295,7 @@ class PushPolicy:
             batch = self._take(number, now_s)
             if not batch:
                 continue
-            chunk = self._chunks[number]
-            behind = number if chunk.listed & ~self._done(chunk) else number + 1
+            behind = number if self._left(number) else number + 1
             if behind in self._chunks:
                 self._cursors[behind] = None
             return batch
@@ -296,10 +314,7 @@ class PushPolicy:
 
     def _take(self, number: int, now_s: float) -> list[int]:
         """Take up to a batch of a chunk that is listed and not done."""
-        chunk = self._chunks.get(number)
-        if chunk is None:
-            return []
-        bits = chunk.listed & ~self._done(chunk)
+        bits = self._left(number)
         taken = 0
         batch: list[int] = []
         while bits and len(batch) < BATCH:
@@ -308,5 +323,5 @@ class PushPolicy:
             taken |= low
             bits ^= low
         if taken:
-            self._mark_done(chunk, taken, now_s)
+            self._mark_done(self._chunks[number], taken, now_s)
         return batch

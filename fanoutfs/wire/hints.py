@@ -4,7 +4,7 @@ A hint may be lost (a full socket drops it); nothing may depend on its arrival b
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -39,15 +39,14 @@ class Hint:
         return _HINT.pack(self.kind, self.part, self.ino)
 
 
+def encode_hints(kind: HintKind, items: Iterable[tuple[int, int]]) -> bytes:
+    """Return the packet that carries these (inode, part), at most HINTS_PER_PACKET of them, in this order."""
+    return b"".join([_HINT.pack(kind, part, ino) for ino, part in items])
+
+
 def encode_small_reads(inos: Iterable[int]) -> bytes:
     """Return the packet that tells of these small files in the order they were read."""
-    return b"".join([_HINT.pack(HintKind.SMALL_READ, 0, ino) for ino in inos])
-
-
-def packets(kind: HintKind, items: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Return the packets that carry these (inode, part) in this order."""
-    hints = [_HINT.pack(kind, part, ino) for ino, part in items]
-    return [b"".join(hints[at : at + HINTS_PER_PACKET]) for at in range(0, len(hints), HINTS_PER_PACKET)]
+    return encode_hints(HintKind.SMALL_READ, ((ino, 0) for ino in inos))
 
 
 def decode_hints(packet: bytes) -> list[Hint]:
