@@ -90,6 +90,12 @@ class MountConfig:
         0.5, "share", "share of cache_size that small files may take (0 to 1)", least=0, most=1
     )
     fill_memory: int = _setting(256 * MIB, "size", "memory for data between the backend and the cache", least=16 * MIB)
+    push_memory: int = _setting(
+        256 * MIB,
+        "size",
+        "small files put into the page cache ahead of their reader and not known to be read yet; 0: no push",
+        least=0,
+    )
     max_readahead: int = _setting(64 * MIB, "size", "how far a sequential reader is fetched ahead", least=0)
     plan_window: int = _setting(256 * MIB, "size", "how far ahead of its reader an announced order is fetched", least=0)
     requests: int = _setting(128, "count", "backend requests in flight at most", least=1, most=1024)

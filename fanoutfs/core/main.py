@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,12 +35,14 @@ from fanoutfs.core.filesystem import FileSystem, resolve_path
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness, epoch_s
 from fanoutfs.core.grace import Grace
+from fanoutfs.core.hints import HintListeners, take_hints
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
+from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
@@ -64,7 +66,6 @@ from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState, bump
 from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
 from fanoutfs.records import MIB, ROOT_INO
-from fanoutfs.wire.hints import PACKET_BYTES, HintKind, decode_hints
 from fanoutfs.wire.kernel import FOREVER_S
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,6 @@ _PROBE_NAME: Final = ".fanoutfs-probe"
 _READER_CHECK_S: Final = 10.0
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
-_HINTS_PAUSE_S: Final = 0.002
-"""Between two looks at what was read: fronts send a packet whenever they are idle, which is after every read of a
-slow reader.  Windows are wide enough for it."""
 _BROKEN_POLL_S: Final = 0.2
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
@@ -100,6 +98,7 @@ class CoreTask:
     relay: socket.socket
     hints: socket.socket
     notify: socket.socket
+    push: socket.socket | None
     control: socket.socket
     is_first: bool
 
@@ -208,6 +207,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
     grace = Grace(task.shared, config.front_count())
     arena = ArenaSlots(task.arena, grace)
     admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
+    push = Push(task.push, row)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
     space = Space(
         cap_bytes=config.cache_size,
@@ -316,8 +316,13 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         nursery.start_soon(_kept_going, "plans", plans.run, row)
         nursery.start_soon(_kept_going, "orphans", orphans.run, row)
         nursery.start_soon(_kept_going, "tidying", partial(keep_tidy, volume.small, space), row)
-        take_hints = partial(_take_hints, task.hints, fills, freshness, [prefetch.note_reads])
-        nursery.start_soon(_kept_going, "hints", take_hints, row)
+        listeners = HintListeners(
+            directory_used=freshness.note_used,
+            part_read=fills.note_part_read,
+            small_reads=(prefetch.note_reads, push.note_reads),
+            listed=push.note_listed,
+        )
+        nursery.start_soon(_kept_going, "hints", partial(take_hints, task.hints, listeners), row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
@@ -363,39 +368,6 @@ async def _expire_what_was_told(notifier: Notifier) -> None:
     if notifier.has_epoch:
         await notifier.expire_all_names()
     await notifier.expire_attributes(ROOT_INO)  # no name leads to it
-
-
-async def _take_hints(
-    hints: socket.socket,
-    fills: Fills,
-    freshness: Freshness,
-    small_readers: Sequence[Callable[[Sequence[int]], None]],
-) -> None:
-    """Pass on what the fronts tell.  small_readers: who wants to know the small files that were read from the cache."""
-    channel = trio.socket.from_stdlib_socket(hints)
-    while packet := await channel.recv(PACKET_BYTES):
-        small_reads: list[int] = []
-        while packet:
-            for hint in decode_hints(packet):
-                if hint.kind is HintKind.SMALL_READ:
-                    small_reads.append(hint.ino)
-                elif hint.kind is HintKind.PART_READ:
-                    fills.note_part_read(hint.ino, hint.part)
-                elif hint.kind is HintKind.DIRECTORY_USED:
-                    freshness.note_used(hint.ino)
-            packet = _packet_at_hand(hints)
-        if small_reads:
-            for note_reads in small_readers:
-                note_reads(small_reads)
-            await trio.sleep(_HINTS_PAUSE_S)
-
-
-def _packet_at_hand(channel: socket.socket) -> bytes:
-    """Return a packet that has arrived, b"" when there is none."""
-    try:
-        return channel.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return b""
 
 
 async def _release_dead_readers(volume: Volume) -> None:

@@ -11,7 +11,16 @@ from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.space import Space
 from fanoutfs.index.store import IndexEnvironment
-from fanoutfs.observe.shared import CORE_ROW, FIRST_FRONT_ROW, GENERATION, KEEPER_ROW, PID, STARTED_NS, SharedState
+from fanoutfs.observe.shared import (
+    CORE_ROW,
+    FIRST_FRONT_ROW,
+    GENERATION,
+    KEEPER_ROW,
+    PID,
+    PUSHER_ROW,
+    STARTED_NS,
+    SharedState,
+)
 
 
 def describe(
@@ -36,6 +45,7 @@ def describe(
         "keeper_pid": keeper[PID],
         "core_pid": shared.row(CORE_ROW)[PID],
         "front_pids": [row[PID] for row in fronts],
+        "pusher_pid": shared.row(PUSHER_ROW)[PID],
         "generation": keeper[GENERATION],
         "uptime_s": round((time.monotonic_ns() - keeper[STARTED_NS]) / 1e9, 1),
         "cache": {

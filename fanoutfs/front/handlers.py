@@ -15,7 +15,7 @@ from fanoutfs.cache.small import SmallMismatchError, SmallReader
 from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel
 from fanoutfs.front.relay import Answer, Relay, Relayed, with_unique
-from fanoutfs.index.format import FLAG_LISTED, FLAG_SMALL, INODE_TAIL
+from fanoutfs.index.format import DT_REG, FLAG_LISTED, FLAG_SMALL, INODE_TAIL
 from fanoutfs.index.names import NAME_MAX_BYTES
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.catalog import ANSWERED_BASE, Count
@@ -168,6 +168,7 @@ class Handlers:
                     return
                 after = last.name
             records: list[bytes] = []
+            files: list[int] = []
             used = 0
             plus = opcode is Opcode.READDIRPLUS
             for position, name in ((_DOT_OFFSET, b"."), (_DOTDOT_OFFSET, b"..")):
@@ -184,10 +185,13 @@ class Handlers:
                     if value is None:
                         continue
                     records += (self._entry_head(ino), bytes(value[:ATTR_SIZE]))
+                    if dtype == DT_REG:
+                        files.append(ino)
                 records.append(pack_dirent(ino, ino, dtype, name))
         self._hints.note_directory(nodeid)
         self._row[ANSWERED_BASE + opcode] += 1
         self._kernel.answer(unique, b"".join(records))
+        self._hints.note_listed(files)
 
     # --- reading -----------------------------------------------------------------------------------------------
 

@@ -46,7 +46,7 @@ def run(task: FrontTask) -> int:
     row = task.shared.row(FIRST_FRONT_ROW + task.number)
     kernel = KernelChannel(task.fuse_fd, row)
     relay = Relay(task.relay, task.shared, task.number, row)
-    hints = HintSender(task.hints, row, task.config.metadata_ttl)
+    hints = HintSender(task.hints, row, task.config.metadata_ttl, has_pusher=task.config.push_memory > 0)
     handlers = Handlers(
         kernel=kernel,
         relay=relay,

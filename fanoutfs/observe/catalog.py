@@ -57,6 +57,13 @@ class Count(IntEnum):
     ARENA_READS = NAMED_BASE + 33
     PREFETCH_USED_BYTES = NAMED_BASE + 34
     PREFETCH_WASTED_BYTES = NAMED_BASE + 35
+    PUSHED_FILES = NAMED_BASE + 36
+    PUSHED_BYTES = NAMED_BASE + 37
+    PUSHES_REFUSED = NAMED_BASE + 38
+    PUSH_STOPS_BUDGET = NAMED_BASE + 39
+    PUSH_STOPS_PRESSURE = NAMED_BASE + 40
+    SENTINELS_READ = NAMED_BASE + 41
+    SENTINELS_UNREAD = NAMED_BASE + 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,13 @@ METRICS: Final = (
     Metric(Count.BACKEND_MISSING, "1", "requests answered: no such object, or another version"),
     Metric(Count.BACKEND_DEADLINES, "1", "backend operations given up after op_timeout"),
     Metric(Count.BACKEND_HIDDEN_KEYS, "1", "object keys that listings left out because no request can name them"),
+    Metric(Count.PUSHED_FILES, "1", "small files put into the kernel's page cache ahead of a reader"),
+    Metric(Count.PUSHED_BYTES, "bytes", "bytes of these files"),
+    Metric(Count.PUSHES_REFUSED, "1", "files not pushed because the kernel does not hold their inode"),
+    Metric(Count.PUSH_STOPS_BUDGET, "1", "times the push waited because what was pushed is not known to be read"),
+    Metric(Count.PUSH_STOPS_PRESSURE, "1", "times the push waited because memory was short"),
+    Metric(Count.SENTINELS_READ, "1", "files left out of a push that were read: their neighbours count as read, too"),
+    Metric(Count.SENTINELS_UNREAD, "1", "files left out of a push that nobody read: their neighbours count as wasted"),
     Metric(Count.ORPHANS_FREED, "1", "replaced or deleted inodes freed after the kernel forgot them"),
 )
 
