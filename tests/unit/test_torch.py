@@ -102,7 +102,7 @@ def test_announcement_that_fails_warns_once_and_training_goes_on(monkeypatch: py
 
     monkeypatch.setattr(helper, "announce", announce)
     warned: list[Any] = []
-    monkeypatch.setattr(helper.warnings, "warn", lambda *arguments, **_options: warned.append(arguments))
+    monkeypatch.setattr("warnings.warn", lambda *arguments, **_options: warned.append(arguments))
     sampler = AnnouncingSampler(Shuffled(2), ["/a", "/b"])
     for _epoch in range(3):
         assert list(sampler) == [0, 1]
