@@ -39,6 +39,8 @@ _STEP_FILES: Final = 256
 """Looked at in one go, and resolved in one go: about 2 ms of the core's time."""
 _FULL_PAUSE_S: Final = 0.005
 """Between two looks whether enough small files have arrived to fetch more."""
+_HEADROOM_FILES: Final = 64
+"""Dropped at once when the store had to evict: it reuses space a little later than it is freed."""
 _EXAMPLES: Final = 5
 _FOLDERS: Final = 8192
 
@@ -113,6 +115,7 @@ class Plans:
     async def _end(self, request: Mapping[str, Any]) -> dict[str, Any]:
         plan = self._find(request.get("plan"))
         plan.is_complete = True
+        self._wanted.set()
         return {"files": len(plan.inos), "unknown": plan.unknown}
 
     def _find(self, number: object) -> Plan:
@@ -262,6 +265,7 @@ class Plans:
         if self._small.evicted != self._evicted_before:
             self._evicted_before = self._small.evicted
             self._is_full = True
+            count += _HEADROOM_FILES
         if not self._is_full or not count:
             return
         files = [ino for ino in plan.droppable(count) if not self.is_ahead(ino)]
