@@ -62,6 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--spread", type=float, default=0.25, help="contents are this share larger or smaller")
     parser.add_argument("--batch", type=int, default=512, help="contents per batch")
+    parser.add_argument("--jitter", type=int, default=1, help="fill in the order in which so many GETs in flight end")
     parser.add_argument("--reads", type=int, default=50_000, help="reads per measurement")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--peers", default="lmdb,packed,packed 3/4,aligned,fanoutfs", help=f"of: {', '.join(_PEERS)}")
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     wanted = [name.strip() for name in options.peers.split(",")]
     facts = machine.facts(options.dir.resolve())
-    for name in ("runs", "spread", "batch", "reads", "seed"):
+    for name in ("runs", "spread", "batch", "jitter", "reads", "seed"):
         facts[name] = getattr(options, name)
     report = Report("Contents of small files: LMDB values against segments", facts)
     with signals_unwind(), scratch_directory(options.dir, "fanoutfs-bench-") as scratch:
@@ -156,7 +157,7 @@ class _Round:
 
     def _put(self, store: SmallPeer, inos: Sequence[int]) -> None:
         of = self._contents.of
-        for batch in _batches(inos, self._options.batch):
+        for batch in _batches(_jittered(inos, self._options.jitter, self._random), self._options.batch):
             store.put([(ino, of(ino)) for ino in batch])
 
     def _read(self, store: SmallPeer, inos: Sequence[int]) -> float:
@@ -198,3 +199,18 @@ class _Round:
 def _batches(inos: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     for at in range(0, len(inos), size):
         yield inos[at : at + size]
+
+
+def _jittered(inos: Sequence[int], in_flight: int, chance: random.Random) -> Sequence[int]:
+    """Return numbers as they end that begin in order, so many at a time, and take a random time each."""
+    if in_flight <= 1:
+        return inos
+    ended: list[int] = []
+    flying: list[int] = []
+    for ino in inos:
+        flying.append(ino)
+        if len(flying) >= in_flight:
+            at = chance.randrange(in_flight)
+            flying[at], flying[-1] = flying[-1], flying[at]
+            ended.append(flying.pop())
+    return ended + flying

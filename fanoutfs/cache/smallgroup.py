@@ -83,9 +83,9 @@ class Table:
 
 
 def load_table(environment: SmallEnvironment, files: SegmentFiles, segment_bytes: int) -> Table:
-    """Read what the segments hold, and remove files that nothing leads to.  Raises lmdb.Error, OSError.
+    """Read what the segments hold, and remove files that nothing leads to.
 
-    Takes as long as there are segments, not contents.
+    Takes as long as there are segments, not contents.  Raises lmdb.Error, OSError, struct.error (damaged records).
     """
     table = Table()
     lengths = files.scan()

@@ -9,6 +9,7 @@ A crash between the steps leaves no index, and the next start begins at step 2.
 
 import logging
 import shutil
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def open_volume(
     small_store.prepare(path, small_share_bytes)
     try:
         small = SmallStore(path, small_share_bytes, wait_for_readers)
-    except (lmdb.Error, OSError, small_store.SmallFormatError) as error:
+    except (lmdb.Error, OSError, struct.error, small_store.SmallFormatError) as error:
         log.error("small-file store cannot be used, starting a new one path=%s: %s", path, error)
         small_store.remove(path)
         try:

@@ -5,7 +5,10 @@ files (exact, in the index, changed in the transaction that publishes them), the
 what other volumes in the same cache directory occupy.  The disk's free space has a floor of its own.
 
 Eviction takes parts at random: the simplest choice that a repeated scan over more than fits does not defeat (LRU
-would evict each part just before it is read again).  Order of an eviction, so that no reader sees a hole:
+would evict each part just before it is read again).  Small files have a share of the cap, within which they make way
+for each other (`cache.smallstore`); the rest of the cap is large files' alone, and only when none of them is left to
+go do small ones make way here: without a share one scan over many small files would drive the large ones out.
+Order of an eviction, so that no reader sees a hole:
   1. commit the block map without the part     3. punch the hole
   2. wait until every front has been idle once
 A fill of a part that is being evicted waits until the hole is punched.

@@ -2,6 +2,7 @@
 
 import os
 import random
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import trio
 from fanoutfs.cache import small as small_format
 from fanoutfs.cache.small import SmallEnvironment, SmallFormatError, SmallMismatchError, SmallReader
 from fanoutfs.cache.smallstore import SmallStore
-from fanoutfs.errors import DatabaseError
+from fanoutfs.errors import DatabaseError, StoreBrokenError
 from fanoutfs.records import KIB, MIB
 from tests.unit.cache.stores import content_of, occupied_bytes, open_store, segments_of
 
@@ -76,6 +77,13 @@ async def test_batch_is_one_append_and_one_commit(
     assert appends == [512]
     assert store._environment.env.info()["last_txnid"] == before + 1
     assert readable(store, items) == 512
+
+
+async def test_contents_of_a_batch_lie_in_the_order_of_their_inodes(opened: Open, tmp_path: Path) -> None:
+    store = opened(64 * MIB)
+    items = bodies(20)
+    await store.put_many(random.Random(1).sample(items, 20))
+    assert segments_of(tmp_path)[0].read_bytes() == b"".join(body for _ino, body in items)
 
 
 async def test_batch_with_more_contents_than_one_call_takes(opened: Open) -> None:
@@ -174,6 +182,23 @@ async def test_place_that_leads_elsewhere_is_a_mismatch(opened: Open) -> None:
     await store.drop_many([16, 17, 18])
     assert await store.put_many(bodies(3)) == [True] * 3
     assert readable(store, bodies(3)) == 3
+
+
+@pytest.mark.parametrize("database", ["segments", "rosters"])
+async def test_record_of_a_wrong_length_is_damage_that_ends_the_store(tmp_path: Path, database: str) -> None:
+    store = open_store(tmp_path, 8 * MIB)
+    assert all(await store.put_many(bodies(20)))
+    environment = store._environment
+    with environment.env.begin(write=True, db=getattr(environment, database)) as txn:
+        txn.put(bytes(9), b"short")
+    if database == "rosters":
+        with pytest.raises(StoreBrokenError):
+            await store.give_back(MIB)
+        assert store.broken.is_set()
+    store.close()
+    if database == "segments":
+        with pytest.raises(struct.error):
+            open_store(tmp_path, 8 * MIB)
 
 
 async def test_file_system_that_refuses_is_a_database_error(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
