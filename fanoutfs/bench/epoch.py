@@ -20,7 +20,7 @@ from fanoutfs.records import KIB
 
 SCENARIOS: Final = ("cached", "second", "first")
 PEERS: Final = ("ext4", "rclone", "s3fs", "fanoutfs")
-QUICK: Final = {"runs": 1, "small_files": 1200, "medium_files": 60, "first_files": 1200, "slow_files": 20}
+QUICK: Final = {"runs": 1, "small_files": 200, "medium_files": 20, "first_files": 200, "slow_files": 10}
 
 
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:

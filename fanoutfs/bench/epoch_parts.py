@@ -68,7 +68,7 @@ def meter(lab: Lab, peer: Peer, place: Path, proxy_pid: int | None = None) -> Me
         groups["core"] = [int(found["core_pid"])]
         groups["fronts"] = [int(pid) for pid in found["front_pids"]]
         known = {*groups["core"], *groups["fronts"]}
-        groups["keeper and others"] = [pid for pid in processes_with(place) if pid not in known]
+        groups["keeper and pusher"] = [pid for pid in processes_with(place) if pid not in known]
     elif not isinstance(peer, Ext4):
         groups["daemon"] = list(processes_with(place))
     if not isinstance(peer, Ext4):

@@ -15,7 +15,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from fanoutfs.bench.features import Announce
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC
 _PHASES: Final = struct.Struct("=2d")  # seconds of listing, seconds of announcing
 _SEPARATOR: Final = b"\0"  # no path contains it
+_END: Final = _SEPARATOR * 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +81,7 @@ def read_epoch(mountpoint: Path, epoch: Epoch, deadline_s: float) -> Result:
         root = os.fsencode(mountpoint / epoch.data.name)
 
         def work(index: int, slot: load.Slot) -> None:
-            if index == 0:
-                for number, share in enumerate(_deal(mountpoint, root, epoch, phases)):
-                    if number == 0:
-                        mine = share
-                    else:
-                        dealer.give(number, share)
-            else:
-                mine = dealer.receive(index)
+            mine = _deal(dealer, mountpoint, root, epoch, phases) if index == 0 else dealer.receive(index)
             _read_all(root, mine, epoch.data.size)
             slot.count(len(mine), len(mine) * epoch.data.size)
 
@@ -152,14 +146,21 @@ def compare(copy: Path, source: Path, data: DataSet, processes: int, deadline_s:
     load.run_together(processes, work, deadline_s=deadline_s)
 
 
-def _deal(mountpoint: Path, root: bytes, epoch: Epoch, phases: mmap.mmap) -> list[list[bytes]]:
-    started = time.monotonic()
-    order = in_order(list_files(root, epoch.data.files), epoch.seed)
-    listed = time.monotonic()
-    if epoch.announce is not None:
-        epoch.announce([os.fsdecode(root + b"/" + name) for name in order], mountpoint)
-    _PHASES.pack_into(phases, 0, listed - started, time.monotonic() - listed)
-    return divide(order, epoch.loaders, epoch.batch)
+def _deal(dealer: "_Dealer", mountpoint: Path, root: bytes, epoch: Epoch, phases: mmap.mmap) -> list[bytes]:
+    """List, announce, deal; return the share of loader 0."""
+    try:
+        started = time.monotonic()
+        order = in_order(list_files(root, epoch.data.files), epoch.seed)
+        listed = time.monotonic()
+        if epoch.announce is not None:
+            epoch.announce([os.fsdecode(root + b"/" + name) for name in order], mountpoint)
+        _PHASES.pack_into(phases, 0, listed - started, time.monotonic() - listed)
+    except BaseException:
+        dealer.deal_nothing()
+        raise
+    shares = divide(order, epoch.loaders, epoch.batch)
+    dealer.deal(shares)
+    return shares[0]
 
 
 def _read_all(root: bytes, names: Sequence[bytes], size: int) -> None:
@@ -181,7 +182,7 @@ def _content(path: bytes, size: int) -> bytes:
 
 
 class _Dealer(contextlib.AbstractContextManager["_Dealer"]):
-    """A pipe to each loader but the first, which holds the other ends."""
+    """A pipe to each loader but the first, which deals.  All processes hold all ends: no pipe ever ends."""
 
     def __init__(self, loaders: int) -> None:
         self._pipes = {number: os.pipe() for number in range(1, loaders)}
@@ -190,28 +191,19 @@ class _Dealer(contextlib.AbstractContextManager["_Dealer"]):
         for fd in itertools.chain.from_iterable(self._pipes.values()):
             os.close(fd)
 
-    def give(self, number: int, names: Sequence[bytes]) -> None:
-        """Loader 0: send a share; in one piece, its receiver is reading."""
-        with os.fdopen(self._pipes[number][1], "wb", closefd=False) as stream:
-            stream.write(_SEPARATOR.join(names) + _SEPARATOR * 2)
+    def deal(self, shares: Sequence[Sequence[bytes]]) -> None:
+        """Loader 0: send the others their shares; each is read from at once, so that no pipe stays full."""
+        for number, (_, write_end) in self._pipes.items():
+            with os.fdopen(write_end, "wb", closefd=False) as stream:
+                stream.write(_SEPARATOR.join(shares[number]) + _END)
+
+    def deal_nothing(self) -> None:
+        """Loader 0: let the others end, there is nothing to read."""
+        self.deal([[]] * (len(self._pipes) + 1))
 
     def receive(self, number: int) -> list[bytes]:
-        """Another loader: wait for its share.  Raises LoadError when loader 0 is gone."""
-        self._keep_only(number)
-        return list(self._until_end(self._pipes[number][0]))
-
-    def _keep_only(self, number: int) -> None:
-        for other, (read_end, write_end) in self._pipes.items():
-            os.close(write_end)  # else nobody would notice the end of loader 0
-            if other != number:
-                os.close(read_end)
-
-    @staticmethod
-    def _until_end(fd: int) -> Iterator[bytes]:
+        """Another loader: wait for its share."""
         data = bytearray()
-        while not data.endswith(_SEPARATOR * 2) and data != _SEPARATOR * 2:
-            chunk = os.read(fd, 1 << 20)
-            if not chunk:
-                raise load.LoadError("the loader that lists is gone")
-            data += chunk
-        return (name for name in bytes(data).split(_SEPARATOR) if name)
+        while not data.endswith(_END):
+            data += os.read(self._pipes[number][0], 1 << 20)
+        return [name for name in bytes(data).split(_SEPARATOR) if name]
