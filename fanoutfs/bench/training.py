@@ -182,6 +182,7 @@ class _Job:
         stdout = self._process.stdout
         assert stdout is not None  # noqa: S101  opened as a pipe
         if not select.select([stdout], [], [], deadline_s)[0]:
+            self._process.kill()  # a late answer would be taken for that to the next order
             raise LoadError(f"the job has said nothing for {deadline_s:.0f} s")
         line = stdout.readline()
         if not line:
@@ -192,21 +193,25 @@ class _Job:
 @contextlib.contextmanager
 def _job() -> Iterator[_Job]:
     """Start the job, wait until torch is loaded, end it with its workers."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fanoutfs.bench.training_job"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        job = _Job(process)
-        with stage("loading torch"):
-            job.read_line(120.0)
-        yield job
-    finally:
-        with without_interrupts():
-            stop(process)
-            for stream in (process.stdin, process.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
+    # Workers hand tensors over through a Unix socket below TMPDIR.  Its path must be short (108 bytes, unix(7)): with a
+    # longer one a batch is lost and the DataLoader waits for ever, having told nobody.
+    with scratch_directory(Path("/tmp"), "fanoutfs-job-") as directory:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fanoutfs.bench.training_job"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+            env=os.environ | {"TMPDIR": str(directory)},
+        )
+        try:
+            job = _Job(process)
+            with stage("loading torch"):
+                job.read_line(120.0)
+            yield job
+        finally:
+            with without_interrupts():
+                stop(process)
+                for stream in (process.stdin, process.stdout):
+                    if stream is not None:
+                        with contextlib.suppress(BrokenPipeError):
+                            stream.close()

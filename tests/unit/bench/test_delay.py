@@ -36,10 +36,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Server(http.server.ThreadingHTTPServer):
+    """Takes as many connections at once as a test opens: a SYN that is dropped comes again after a second."""
+
+    request_queue_size = 128
+
+
 @pytest.fixture
 def store() -> Iterator[Bucket]:
     """Run the store."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield Bucket(f"http://127.0.0.1:{server.server_address[1]}", "data", "r", "a", "s")
