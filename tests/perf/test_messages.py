@@ -27,7 +27,7 @@ def mount(weed: S3Server) -> Iterator[Mount]:
     bucket = weed.bucket()
     for name in NAMES:
         bucket.put(f"directory/{name}", name.encode())
-    for name in ("cold", "warm"):
+    for name in ("beside", "cold", "warm"):  # whoever reads the first file of a directory is fetched ahead of
         bucket.put(f"small/{name}", b"small")
     bucket.put("large/4MiB", os.urandom(4 * MIB))
     bucket.put("large/other", os.urandom(4 * MIB))
