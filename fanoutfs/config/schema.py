@@ -96,7 +96,9 @@ class MountConfig:
         "small files put into the page cache ahead of their reader and not known to be read yet; 0: no push",
         least=0,
     )
-    max_readahead: int = _setting(64 * MIB, "size", "how far a sequential reader is fetched ahead", least=0)
+    max_readahead: int = _setting(
+        64 * MIB, "size", "how far a reader is fetched ahead, in a file or from file to file; 0B: not at all", least=0
+    )
     plan_window: int = _setting(256 * MIB, "size", "how far ahead of its reader an announced order is fetched", least=0)
     requests: int = _setting(128, "count", "backend requests in flight at most", least=1, most=1024)
     fronts: int = _setting(0, "count", "data-plane processes; 0: one per core, at least 2, at most 8", least=0, most=16)

@@ -277,7 +277,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             siblings=Siblings(
                 max_files=SIBLING_FILES,
                 max_bytes=config.max_readahead,
-                sweep_bytes=small_cache_bytes // 4,
+                sweep_bytes=small_cache_bytes // 4 if config.max_readahead else 0,
             ),
             plans=plans,
             row=row,
