@@ -45,7 +45,8 @@ def measure(bench: Bench, *, is_cold: bool, is_second: bool) -> None:
                     bench.report.check_ratio(found, PUSH_OFF, SMALL_VS_PUSH_OFF)
                     bench.report.check_ratio(found, REFERENCE, SMALL_VS_EXT4)
                     ratio = bench.report.ratio(found, SUBJECT, REFERENCE)
-                    bench.report.note(f"the moonshot is 1.0 x ext4; found {number(ratio)} x" if ratio else "")
+                    if ratio is not None:
+                        bench.report.note(f"the moonshot is 1.0 x ext4; found {number(ratio)} x")
                 else:
                     bench.report.check_ratio(found, PUSH_OFF, MEDIUM_VS_PUSH_OFF)
             if is_second:

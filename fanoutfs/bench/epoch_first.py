@@ -89,18 +89,19 @@ def _order_round(bench: Bench, data: DataSet, distance: Distance, order: _Order,
     report = bench.report
     announce = features.announcer() if order.name == ANNOUNCED else None
     for peer, files in _peers(bench, distance.bucket):
-        if not race.has(peer.name):
+        row = peer.name if files == data.files else f"{peer.name} ({files:,} files)"
+        if not race.has(row):
             continue
         if order.name == ANNOUNCED and peer.name != SUBJECT:
-            report.not_run(order.measure, peer.name, f"it cannot be told an order: see {SHUFFLED!r}")
+            report.not_run(order.measure, row, f"it cannot be told an order: see {SHUFFLED!r}")
             continue
         if order.name == ANNOUNCED and announce is None:
-            report.not_run(order.measure, peer.name, "not run: this build cannot be told an order")
+            report.not_run(order.measure, row, "not run: this build cannot be told an order")
             continue
         seed = None if order.name == LISTED else turn
         epoch = replace(bench.epoch(data.first(files)), seed=seed, announce=announce)
-        with race.attempt(peer.name, f"first epoch, {order.name}, run {turn + 1}", order.measure):
-            once = _mounted_round(bench, distance, order, peer, epoch)
+        with race.attempt(row, f"first epoch, {order.name}, run {turn + 1}", order.measure):
+            once = _mounted_round(bench, distance, order, peer, row, epoch)
             if peer.name == SUBJECT:
                 order.seen.append(once)
 
@@ -108,21 +109,22 @@ def _order_round(bench: Bench, data: DataSet, distance: Distance, order: _Order,
 def _peers(bench: Bench, bucket: Bucket) -> list[tuple[Peer, int]]:
     """Return who takes part, and how many files each reads."""
     options = bench.options
+    slow = min(options.slow_files, options.first_files)
     ours = bench.fanoutfs(bucket, (f"--requests={options.in_flight}",))
     everybody: list[tuple[Peer, int]] = [
         (ours, options.first_files),
-        (Rclone(bucket, RCLONE_FLAGS), options.slow_files),
-        (S3fs(bucket, (*S3fs(bucket).options, *S3FS_EXTRA)), options.slow_files),
+        (Rclone(bucket, RCLONE_FLAGS), slow),
+        (S3fs(bucket, (*S3fs(bucket).options, *S3FS_EXTRA)), slow),
     ]
     return [(peer, files) for peer, files in everybody if bench.takes_part(peer.name)]
 
 
-def _mounted_round(bench: Bench, distance: Distance, order: _Order, peer: Peer, epoch: Epoch) -> Once:
+def _mounted_round(bench: Bench, distance: Distance, order: _Order, peer: Peer, row: str, epoch: Epoch) -> Once:
     with peer.mounted() as place:
         os.sync()  # nobody pays for what the one before has left to write
         distance.take()  # what mounting asked for
         spent = meter(bench.lab, peer, place, distance.pid)
-        bench.read(place, epoch, order.measure, peer.name, spent)
+        bench.read(place, epoch, order.measure, row, spent)
         requests = distance.take()
     return once_of(requests, _sizes(bench.lab.source, epoch.data))
 
