@@ -97,10 +97,9 @@ def test_damaged_cache_file_is_noticed_and_fetched_again(
         forget_pages(path)
         assert children.start(read_digest, path).result() == expected, damage
         after = mount.counters()
-        is_invisible = not cached.is_file() and not restarted  # fronts hold the bytes open
         if damage == "replaced by a directory":
             continue  # it cannot be repaired, and every read goes through
-        if not is_invisible:
+        if damage != "deleted" or restarted:  # a front that has the deleted file open reads it without noticing
             assert after["verify_failures"] > before["verify_failures"], damage
             fetched = after["backend_bytes"] - before["backend_bytes"]
             assert 0 < fetched <= len(LARGE), damage
@@ -108,7 +107,11 @@ def test_damaged_cache_file_is_noticed_and_fetched_again(
                 assert fetched == BLOCK_BYTES, "only what was damaged is fetched again"
         forget_pages(path)
         assert children.start(read_digest, path).result() == expected, damage
-        assert mount.counters()["backend_bytes"] == after["backend_bytes"], f"{damage}: cached again"
+        again = mount.counters()["backend_bytes"]
+        if damage == "deleted" and not restarted:  # the second read may meet a front that has not: it fetches the rest
+            assert again - before["backend_bytes"] <= len(LARGE), damage
+        else:
+            assert again == after["backend_bytes"], f"{damage}: cached again"
     assert mount.counters()["restarts_core"] == 0
 
 
