@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 from fanoutfs.index.format import (
     DT_DIR,
     FIRST_INO,
-    FLAG_LISTED,
     FLAG_SMALL,
     FORMAT_VERSION,
     U64,
@@ -122,10 +121,9 @@ class OpenVolume:
 
 @dataclass(frozen=True, slots=True)
 class ApplyChildren:
-    """Enter what one page of a listing (or a point lookup) found below a directory.
+    """Enter what a point lookup found below a directory (what a listing found: see `merging`).
 
-    Returns the changes and the file children that met a directory of the same name: whether the directory is still
-    there is known only when the listing is complete, see FinishListing.
+    A file does not displace a directory of its name: whoever asked for one name asked for the directory first.
     """
 
     parent: int
@@ -133,85 +131,20 @@ class ApplyChildren:
     ownership: Ownership
     now_ns: int
 
-    def apply(self, txn: IndexTransaction) -> tuple[list[Change], list[Child]]:
+    def apply(self, txn: IndexTransaction) -> list[Change]:
         changes: list[Change] = []
-        deferred: list[Child] = []
         if txn.inode(self.parent) is None or txn.is_orphan(self.parent):
-            return changes, deferred  # freed meanwhile, or nothing below it can be reached or counted any more
+            return changes  # freed meanwhile, or nothing below it can be reached or counted any more
         for child in self.children:
             known = txn.entry(self.parent, child.name)
             if known is None:
-                ino = _add(txn, self.parent, child, self.ownership, self.now_ns)
+                ino = add_child(txn, self.parent, child, self.ownership, self.now_ns)
                 changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
-            elif known[1] == DT_DIR:
-                if child.version is not None:
-                    deferred.append(child)
-            elif change := self._meet_file(txn, child, known[0]):
+            elif known[1] != DT_DIR and (
+                change := meet_file(txn, self.parent, child, known[0], self.ownership, self.now_ns)
+            ):
                 changes.append(change)
-        return changes, deferred
-
-    def _meet_file(self, txn: IndexTransaction, child: Child, ino: int) -> Change | None:
-        old = txn.inode(ino)
-        if old is not None and child.version is not None and is_same_version(old.version, child.version):
-            if old.version.mtime_ns == child.version.mtime_ns:
-                return None
-            mtime_ns, size_bytes = child.version.mtime_ns, child.version.size_bytes
-            attr = make_attr(ino, old.mode, size_bytes, mtime_ns, self.ownership.uid, self.ownership.gid)
-            txn.put_inode(replace(old, attr=attr))
-            return Change(ChangeKind.TOUCHED, self.parent, child.name, ino)
-        _remove(txn, self.parent, child.name, ino, self.now_ns)
-        _add(txn, self.parent, child, self.ownership, self.now_ns)
-        return Change(ChangeKind.REPLACED, self.parent, child.name, ino)
-
-
-@dataclass(frozen=True, slots=True)
-class FinishListing:
-    """Make a directory's listing complete: names that were not seen go, deferred files are decided.
-
-    seen: every name the listing held, or None when the directory had no entries before it began.
-    Returns the changes and how many deferred files stay hidden behind a directory.
-    """
-
-    parent: int
-    listed_at_ns: int
-    seen_files: frozenset[bytes] | None
-    seen_dirs: frozenset[bytes]
-    deferred: tuple[Child, ...]
-    ownership: Ownership
-    has_changed: bool = False
-    """Whether the pages of this listing changed anything: then the directory's mtime moves, by which the kernel
-    recognises that a listing it cached is old."""
-
-    def apply(self, txn: IndexTransaction) -> tuple[list[Change], int]:
-        directory = txn.inode(self.parent)
-        changes: list[Change] = []
-        hidden = 0
-        if directory is None or not directory.is_dir or txn.is_orphan(self.parent):
-            return changes, hidden
-        if self.seen_files is not None:
-            for name, ino, _dtype in txn.entries(self.parent):
-                if name not in self.seen_dirs and name not in self.seen_files:
-                    below = _remove(txn, self.parent, name, ino, self.listed_at_ns)
-                    changes += [Change(ChangeKind.REMOVED, self.parent, name, ino), *below]
-        for child in self.deferred:
-            if child.name in self.seen_dirs:
-                hidden += 1
-                continue
-            known = txn.entry(self.parent, child.name)
-            below = []
-            if known is not None:
-                below = _remove(txn, self.parent, child.name, known[0], self.listed_at_ns)
-            ino = _add(txn, self.parent, child, self.ownership, self.listed_at_ns)
-            if known is None:
-                changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
-            else:
-                changes += [Change(ChangeKind.REPLACED, self.parent, child.name, known[0]), *below]
-        # A first listing does not move it: who saw the directory before must not find it changed by being looked at.
-        has_changed = directory.is_listed and (changes or self.has_changed)
-        mtime_ns = self.listed_at_ns if has_changed else directory.version.mtime_ns
-        fresh = directory_inode(self.parent, directory.key, mtime_ns, self.ownership)
-        txn.put_inode(replace(fresh, listed_at_ns=self.listed_at_ns, flags=directory.flags | FLAG_LISTED))
-        return changes, hidden
+        return changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +239,24 @@ def blocks_bytes(size_bytes: int, part: int, mask: int) -> int:
     return total
 
 
-def _add(txn: IndexTransaction, parent: int, child: Child, owner: Ownership, now_ns: int) -> int:
+def meet_file(
+    txn: IndexTransaction, parent: int, child: Child, ino: int, owner: Ownership, now_ns: int
+) -> Change | None:
+    """Let a name that leads to a file lead to what was found under it; None: nothing has changed."""
+    old = txn.inode(ino)
+    if old is not None and child.version is not None and is_same_version(old.version, child.version):
+        if old.version.mtime_ns == child.version.mtime_ns:
+            return None
+        mtime_ns, size_bytes = child.version.mtime_ns, child.version.size_bytes
+        attr = make_attr(ino, old.mode, size_bytes, mtime_ns, owner.uid, owner.gid)
+        txn.put_inode(replace(old, attr=attr))
+        return Change(ChangeKind.TOUCHED, parent, child.name, ino)
+    _remove(txn, parent, child.name, ino, now_ns)
+    add_child(txn, parent, child, owner, now_ns)
+    return Change(ChangeKind.REPLACED, parent, child.name, ino)
+
+
+def add_child(txn: IndexTransaction, parent: int, child: Child, owner: Ownership, now_ns: int) -> int:
     """Give a child a new inode and its name; return the inode number."""
     ino = txn.new_ino()
     inode: Inode
