@@ -106,7 +106,9 @@ class Listings:
         self._op_timeout_s = op_timeout_s
         self._row = row
         self._under_way: dict[int, _Listing] = {}
-        self._touched: dict[int, int] | None = None
+        self._watchers = 0
+        self._touched: dict[int, int] = {}
+        """Directory → when it was last listed or asked for a name, while somebody watches."""
         self._distrusted: dict[int, float] = {}
         self._threads = trio.CapacityLimiter(_PARALLEL)
         self._failures = RecentFailures()
@@ -188,18 +190,28 @@ class Listings:
 
     # --- what imports ask --------------------------------------------------------------------------------------
 
-    def watch(self, *, is_on: bool) -> None:
-        """Begin or end to remember which directories are listed, for `was_touched`."""
-        self._touched = ({} if self._touched is None else self._touched) if is_on else None
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Remember for a while which directories are listed, for `was_touched`."""
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self._touched.clear()
+
+    async def wait_idle(self, ino: int) -> None:
+        """Return when no listing of this directory is under way, however it ended.  Checkpoint."""
+        while (listing := self._under_way.get(ino)) is not None:
+            await listing.done.wait()
 
     def was_touched(self, ino: int, since_ns: int) -> bool:
-        """Tell whether a listing of this directory is or was under way since then (wall clock, while watching)."""
-        if ino in self._under_way:
-            return True
-        return self._touched is not None and self._touched.get(ino, 0) >= since_ns
+        """Tell whether a listing of this directory is or was under way since then (wall clock, while watched)."""
+        return ino in self._under_way or self._touched.get(ino, 0) >= since_ns
 
     def _note_touched(self, ino: int) -> None:
-        if self._touched is not None:
+        if self._watchers:
             self._touched[ino] = self._clock.wall_ns()
 
     # --- one listing -------------------------------------------------------------------------------------------

@@ -74,6 +74,7 @@ class MergeNames:
 
     before, after: the place reached with the page before this one and with this one; `after=END` with the last.
     listed_at_ns: not None to make the listing complete; the store may have answered the first page this long ago.
+    kept: a directory that is not taken away although it was not shown (part of it belongs to another scan).
     has_changed: whether earlier pages of this listing changed anything.  Then the directory's mtime moves, by which
     the kernel recognises that a listing it cached is old.
     """
@@ -87,6 +88,7 @@ class MergeNames:
     deferred: tuple[Child, ...] = ()
     listed_at_ns: int | None = None
     has_changed: bool = False
+    kept: bytes = b""
 
     def apply(self, txn: IndexTransaction) -> MergeResult:
         """Carry it out; applying it again changes nothing more."""
@@ -94,7 +96,7 @@ class MergeNames:
         changes: list[Change] = []
         if directory is None or not directory.is_dir or txn.is_orphan(self.parent):
             return MergeResult(changes, 0, (), True)  # nothing below it can be reached or counted any more
-        shown_dirs = {child.name for child in self.children if child.version is None}
+        shown_dirs = {child.name for child in self.children if child.version is None} | {self.kept}
         is_done = self._sweep(txn, shown_dirs, changes)
         if not is_done:
             return MergeResult(changes, 0, self.deferred, False)

@@ -50,6 +50,14 @@ class IndexTransaction:
         """Store a setting."""
         self._changed_settings[name] = value
 
+    def delete_settings(self, beginning: bytes) -> None:
+        """Remove all settings whose name begins so."""
+        self.flush()
+        with self._txn.cursor(db=self._db.settings) as cursor:
+            more = cursor.set_range(beginning)
+            while more and bytes(cursor.key()).startswith(beginning):
+                more = cursor.delete()
+
     def flush(self) -> None:
         """Write the changed settings: counters move with every file, and a page of a listing has a thousand."""
         for name, value in self._changed_settings.items():
