@@ -110,15 +110,15 @@ class MergeNames:
     def _sweep(self, txn: IndexTransaction, shown_dirs: set[bytes], changes: list[Change]) -> bool:
         shown = {child.name for child in self.children}
         gone = []
+        waiting = {child.name for child in self.deferred}
         for name in _doubtful(self.before.name):
-            known = txn.entry(self.parent, name)
-            if (
-                known is not None
-                and known[1] == DT_DIR
-                and self.before.key < name + b"/" < self.after.key
-                and name not in shown_dirs
-            ):
-                gone.append((name, known[0]))
+            if name in shown_dirs or name + b"/" >= self.after.key or name >= self.after.name:
+                continue
+            # The name reached itself: as a directory it was not shown only if a file waits for it.
+            if name in waiting if name == self.before.name else name + b"/" > self.before.key:
+                known = txn.entry(self.parent, name)
+                if known is not None and known[1] == DT_DIR:
+                    gone.append((name, known[0]))
         for name, ino, dtype in txn.entries_between(self.parent, self.before.name, self.after.name):
             is_kept = name in shown_dirs or name + b"/" >= self.after.key if dtype == DT_DIR else name in shown
             if not is_kept:
@@ -135,7 +135,6 @@ class MergeNames:
         """Return how many files stay hidden behind a directory, and those of which that is not known yet."""
         hidden = 0
         deferred = []
-        is_passed = self.before.key
         for child in sorted((*self.children, *self.deferred), key=lambda child: child.version is not None):
             known = txn.entry(self.parent, child.name)
             if known is None:
@@ -147,10 +146,9 @@ class MergeNames:
                 if change := meet_file(txn, self.parent, child, known[0], self.ownership, self.now_ns):
                     changes.append(change)
             elif child.version is not None:
-                as_dir = child.name + b"/"
-                if child.name in shown_dirs or as_dir <= is_passed:
+                if child.name in shown_dirs:
                     hidden += 1
-                elif as_dir >= self.after.key:
+                else:  # in both orders the file comes first: the directory was neither shown nor passed yet
                     deferred.append(child)
         return hidden, tuple(deferred)
 
