@@ -26,7 +26,7 @@ import trio
 
 from fanoutfs.backend.base import Backend
 from fanoutfs.clock import Clock
-from fanoutfs.core.jobs import Job
+from fanoutfs.core.jobs import Job, Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import ChangeLog
 from fanoutfs.core.scanning import LAST_CHARACTER, Order, TreeWalk, observed_order, shared_directories
@@ -436,6 +436,7 @@ class Imports:
     def __init__(
         self,
         *,
+        jobs: Jobs,
         backend: Backend,
         root_prefix: str,
         reader: IndexReader,
@@ -446,6 +447,8 @@ class Imports:
         row: memoryview,
         has_epoch: bool,
     ) -> None:
+        self._jobs = jobs
+        self._one_at_a_time = trio.Lock()  # two that overlap would undo each other's pages
         self._backend = backend
         self._root_prefix = root_prefix
         self._reader = reader
@@ -456,13 +459,24 @@ class Imports:
         self._row = row
         self._has_epoch = has_epoch
 
+    def start(self, ino: int) -> Job:
+        """Start the job that imports everything below a directory, or return the one under way.  No checkpoint."""
+        return self._jobs.start("import", ino, partial(self.run, ino))
+
+    def is_unfinished(self, ino: int) -> bool:
+        """Tell whether an import of this directory was broken off."""
+        with self._reader.begin() as txn:
+            directory = self._reader.inode(txn, ino)
+            prefix = self._root_prefix if directory is None else directory.key or self._root_prefix
+            return bool(self._reader.settings(txn, import_setting(prefix)))
+
     async def run(self, ino: int, job: Job) -> None:
         """Import everything below a directory of the index.  Checkpoint.  Raises as `Import.run`."""
         with self._reader.begin() as txn:
             directory = self._reader.inode(txn, ino)
         if directory is None or not directory.is_dir:
             raise NotADirectoryInIndexError("only a directory can be imported")
-        await Import(
+        importing = Import(
             backend=self._backend,
             reader=self._reader,
             writer=self._writer,
@@ -474,7 +488,9 @@ class Imports:
             directory=directory,
             root_prefix=self._root_prefix,
             job=job,
-        ).run()
+        )
+        async with self._one_at_a_time:
+            await importing.run()
 
 
 def _unpack_import(value: bytes) -> tuple[int, Order]:

@@ -33,6 +33,8 @@ from fanoutfs.core.filesystem import FileSystem, resolve_path
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness, epoch_s
 from fanoutfs.core.grace import Grace
+from fanoutfs.core.imports import Imports
+from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
@@ -41,6 +43,7 @@ from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
+from fanoutfs.core.warming import Warming, long_commands
 from fanoutfs.errors import (
     AccessDeniedError,
     CacheUnusableError,
@@ -263,8 +266,33 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             path = os.fsencode(str(request.get("path", "")))
             await filesystem.invalidate(resolve_path(filesystem, reader, ROOT_INO, path))
 
+        jobs = Jobs(nursery)
+        imports = Imports(
+            jobs=jobs,
+            backend=backend,
+            root_prefix=task.root_prefix,
+            reader=reader,
+            writer=writer,
+            listings=listings,
+            ownership=task.ownership,
+            clock=clock,
+            row=row,
+            has_epoch=go.has_epoch,
+        )
+        warming = Warming(
+            jobs=jobs,
+            reader=reader,
+            listings=listings,
+            imports=imports,
+            fills=fills,
+            small=volume.small,
+            metadata_ttl_s=config.metadata_ttl,
+        )
+        commands = {"status": status, "invalidate": invalidate, **long_commands(jobs, imports, warming)}
+        if config.import_source and (task.is_first or imports.is_unfinished(ROOT_INO)):
+            imports.start(ROOT_INO)
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
-        control = ControlServer(listener, {"status": status, "invalidate": invalidate})
+        control = ControlServer(listener, commands)
         nursery.start_soon(control.run)
         nursery.start_soon(notifier.run)
         collect = partial(collect_strays, volume.files, environment, reader, space)
