@@ -5,8 +5,8 @@ Paths are handed over in batches, each when there is room for it, so that a list
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 from typing import Any, BinaryIO, Final
 
 import click
@@ -57,12 +57,12 @@ class _Paths:
         self._paths = paths
         self._list_file = list_file
         self.can_repeat = list_file != "-"
-        self._unread = _read_list(sys.stdin.buffer) if list_file == "-" else iter(())
-        first = next(self._all(), None)
+        self._unread: Iterator[str] = _read_list(sys.stdin.buffer) if list_file == "-" else iter(())
+        first = paths[0] if paths else next(self._unread if list_file == "-" else self._all(), None)
         if first is None:
             raise UsageError("--list: the list is empty")
         if list_file == "-" and not paths:
-            self._unread = _chain(first, self._unread)
+            self._unread = chain((first,), self._unread)
         self.mountpoint = find_place(first)[0]
 
     def batches(self) -> Iterator[list[str]]:
@@ -92,11 +92,6 @@ class _Paths:
             if mountpoint != self.mountpoint:
                 raise UsageError(f"{path} lies in another mount than {self.mountpoint}: call warm for each")
             yield relative
-
-
-def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _read_list(stream: BinaryIO) -> Iterator[str]:

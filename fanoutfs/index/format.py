@@ -10,7 +10,7 @@ settings   name → value
              "ownership"    uid u32, gid u32, file_mode u32, dir_mode u32, small_file_size u64
              "totals"       files u64, bytes u64: what statfs shows as used
              "cached_bytes" u64, sum of the present blocks of `blocks`
-             "import/ID"    an import not finished yet, JSON (see `importing`): when it began, whether it was in order;
+             "import/ID"    an import not finished yet, JSON (see `importing`): {"started_ns", "order"};
                             ID: 32 hexadecimal digits, the first half of SHA-256 of the prefix
              "import/ID/N/range"  JSON: the keys that shard N (8 digits) is to list
              "import/ID/N/place"  JSON: how far it has come

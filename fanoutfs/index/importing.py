@@ -4,6 +4,7 @@ A page and the place behind it are one transaction, so that an import that was k
 page ended.  The records are JSON values of `settings` (names: see `format`); keys that are not UTF-8 cannot be listed,
 names are stored as the text of surrogateescape:
 
+import  {"started_ns": wall clock, "order": "UNKNOWN", "KEY" or "TREE" (see core.scanning)}
 range   {"after": key, "upto": key or null}: the keys behind `after`, up to and with `upto`, in the store's order
 place   {"key": last key entered, "keys": how many, "is_done": …, "frames": [directories being scanned, outermost first:
         {"prefix", "name", "reached": [name, key] (Frontier), "started_ns", "is_whole", "has_changed",

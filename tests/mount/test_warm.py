@@ -12,7 +12,7 @@ from fanoutfs.records import MIB
 from tests.mount import kernel
 from tests.mount.test_import import fill
 from tests.support.mounts import COMMAND, Mount, run_command, wait_until
-from tests.support.proxy_client import Proxy
+from tests.support.proxy_client import Proxy, Request
 from tests.support.servers import Bucket
 
 SMALL = [f"data/{directory}/{number:02d}" for directory in "ab" for number in range(20)]
@@ -32,7 +32,7 @@ def fetched(proxy: Proxy) -> int:
     return sum(each.body_bytes for each in gets(proxy))
 
 
-def gets(proxy: Proxy) -> list[str]:
+def gets(proxy: Proxy) -> list[Request]:
     return [each for each in proxy.requests(method="GET") if "list-type" not in each.path]
 
 
@@ -107,7 +107,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(proxy: Proxy, mount: Mount) -
     assert "41 of 41" in run_command("warm", "--check", str(mount.path)).stdout
 
 
-def test_bandwidth_is_not_exceeded_by_files_that_follow_one_another(proxy: Proxy, mount: Mount) -> None:
+def test_warm_with_a_bandwidth_fetches_everything(proxy: Proxy, mount: Mount) -> None:
     result = run_command("warm", "--bandwidth", "1G", str(mount.path))
     assert result.returncode == 0, result.stderr
     assert fetched(proxy) == size()
