@@ -1,8 +1,9 @@
 """Warm: fill the data of files and trees, or count how much of it is cached.
 
 Core, trio thread only.  Paths come from the client in batches, a few at a time; a tree is walked in the index, name by
-name, never collected.  At most _WINDOW files are under way.  What is cached already is skipped, so that a warm that
-was broken off goes on where it was when it is called again.
+name, never collected.  At most _WINDOW files are under way (all parts of a large one at once: about 0.7 KB of memory
+for each 8 MiB).  What is cached already is skipped, so that a warm that was broken off goes on where it was when it is
+called again.  `bytes_per_s` holds on average, from file to file; it does not slow down the fetching of one.
 
 A directory that was never listed is listed first; when a tree has many of those (_LISTED_SINGLY), what is below the
 path that was asked for is imported: a million directories do not cost a million LISTs.
@@ -13,13 +14,13 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import trio
 
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.control import Command
-from fanoutfs.core.fill import Fill, Fills
+from fanoutfs.core.fill import Fills
 from fanoutfs.core.imports import Imports
 from fanoutfs.core.jobs import Job, Jobs
 from fanoutfs.core.listing import Listings
@@ -40,6 +41,20 @@ _WALK_BATCH: Final = 500
 """Entries read in one go: the index is left alone in between, a reader's transaction must not live long."""
 _FEED_WAIT_S: Final = 2.0
 _BURST_S: Final = 0.5
+
+
+class _UnderWay(Protocol):
+    """A fill that is waited for."""
+
+    @property
+    def done(self) -> trio.Event:
+        """Set at the end."""
+        ...
+
+    @property
+    def error(self) -> FanoutError | None:
+        """Why it failed, once done."""
+        ...
 
 
 class Rate:
@@ -75,7 +90,7 @@ class Warm:
         self._only_check = only_check
         self._keep_order = keep_order
         self._rate_bytes = rate
-        self._window: deque[tuple[str, int, list[Fill]]] = deque()
+        self._window: deque[tuple[str, int, list[_UnderWay]]] = deque()
         self.send, self._batches = trio.open_memory_channel[list[str]](_QUEUED_BATCHES)
         self._failures: list[str] = []
         job.progress.update(files=0, bytes=0, cached_files=0, cached_bytes=0, failed=0)
@@ -147,7 +162,7 @@ class Warm:
             return
         await rate.take(inode.size_bytes - cached)
         try:
-            fills = list(self._warming.fills.fetch_ahead(inode.ino))
+            fills: list[_UnderWay] = list(self._warming.fills.fetch_ahead(inode.ino))
         except StaleInodeError:
             return  # the object went or changed since the walk came by
         self._window.append((path, inode.size_bytes, fills))
