@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "import": "Learn all names below a path of a mount at once.",
     "warm": "Bring files and trees into the cache, or tell how much of them is there.",
     "status": "Show the mounts, or what one of them is doing.",
+    "plan": "Announce in which order files will be read.",
     "version": "Show the version of fanoutfs and of what it is built on.",
 }
 """Name (also of the module and of the function in it; `import_` for import) and the line shown by --help.

@@ -1,7 +1,8 @@
-"""Grace periods: publish that bytes are gone, wait until no front can still be reading them, then reclaim.
+"""Grace periods: publish that bytes are gone, wait until nobody can still be reading them, then reclaim.
 
-A front's busy word is odd while it serves a request.  A front that was even once, or whose word changed, since the
-change was committed has begun its current request after the commit and cannot see what was removed.
+A front's busy word is odd while it serves a request, the pusher's while it copies contents (and never while it
+writes to the kernel, which may wait for a request).  A process whose word was even once, or changed, since the change
+was committed has begun what it does now after the commit and cannot see what was removed.
 """
 
 from typing import Final
@@ -14,16 +15,16 @@ _POLL_S: Final = 0.0005
 
 
 class Grace:
-    """Waits for fronts.  Core only."""
+    """Waits for fronts and the pusher.  Core only."""
 
     def __init__(self, shared: SharedState, fronts: int) -> None:
         self._shared = shared
         self._fronts = fronts
 
     async def wait(self) -> None:
-        """Return once every front has been idle since the call.  Checkpoint.
+        """Return once every front, and the pusher, has been idle since the call.  Checkpoint.
 
-        Bounded by the time of one request of a front, which never blocks on the backend; a front that dies has its
+        Bounded by the time of one request of a front, which never blocks on the backend; a process that dies has its
         word cleared by the keeper.
         """
         await trio.lowlevel.checkpoint()

@@ -8,9 +8,19 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.freshness import Freshness
+from fanoutfs.core.plans import Plans
 from fanoutfs.core.space import Space
 from fanoutfs.index.store import IndexEnvironment
-from fanoutfs.observe.shared import CORE_ROW, FIRST_FRONT_ROW, GENERATION, KEEPER_ROW, PID, STARTED_NS, SharedState
+from fanoutfs.observe.shared import (
+    CORE_ROW,
+    FIRST_FRONT_ROW,
+    GENERATION,
+    KEEPER_ROW,
+    PID,
+    PUSHER_ROW,
+    STARTED_NS,
+    SharedState,
+)
 
 
 def describe(
@@ -22,6 +32,7 @@ def describe(
     filesystem: FileSystem,
     freshness: Freshness,
     admission: Admission,
+    plans: Plans,
 ) -> dict[str, Any]:
     """Return the state of a mount, ready for JSON.  Sizes in bytes, times in seconds."""
     keeper = shared.row(KEEPER_ROW)
@@ -34,6 +45,7 @@ def describe(
         "keeper_pid": keeper[PID],
         "core_pid": shared.row(CORE_ROW)[PID],
         "front_pids": [row[PID] for row in fronts],
+        "pusher_pid": shared.row(PUSHER_ROW)[PID],
         "generation": keeper[GENERATION],
         "uptime_s": round((time.monotonic_ns() - keeper[STARTED_NS]) / 1e9, 1),
         "cache": {
@@ -50,5 +62,6 @@ def describe(
             "oldest_s": round(max((request.age_ns for request in in_flight), default=0) / 1e9, 3),
             "fill_bytes": admission.bytes_used,
         },
+        "plans": plans.describe(),
         "counters": shared.counters(),
     }

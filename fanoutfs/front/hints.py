@@ -6,10 +6,11 @@ rare (one per directory and period, one per 8 MiB) and sent at once.
 
 import socket
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from fanoutfs.observe.catalog import Count
-from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_small_reads
+from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_hints, encode_small_reads
 
 _TABLE: Final = 8192
 
@@ -17,8 +18,9 @@ _TABLE: Final = 8192
 class HintSender:
     """Sends hints, never blocking.  Owned by one front."""
 
-    def __init__(self, channel: socket.socket, row: memoryview, metadata_ttl_s: float) -> None:
+    def __init__(self, channel: socket.socket, row: memoryview, metadata_ttl_s: float, *, has_pusher: bool) -> None:
         self._channel = channel
+        self._has_pusher = has_pusher
         self._row = row
         self._tracks_use = metadata_ttl_s != float("inf")
         self._period_s = min(metadata_ttl_s, 10.0)
@@ -52,6 +54,23 @@ class HintSender:
         self._small_reads.append(ino)
         if len(self._small_reads) >= HINTS_PER_PACKET:
             self.flush()
+
+    def note_listed(self, inos: Iterable[int]) -> None:
+        """Tell that the kernel was given the entries of these files."""
+        if not self._has_pusher:
+            return
+        runs: list[tuple[int, int]] = []
+        first = end = 0
+        for ino in inos:
+            if ino != end:
+                if first:
+                    runs.append((first, end - first))
+                first = ino
+            end = ino + 1
+        if first:
+            runs.append((first, end - first))
+        for at in range(0, len(runs), HINTS_PER_PACKET):
+            self._send(encode_hints(HintKind.LISTED, runs[at : at + HINTS_PER_PACKET]))
 
     def flush(self) -> None:
         """Send what waits for a full packet."""

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fanoutfs.cache.arena import Arena
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core import main as core_main
 from fanoutfs.errors import DaemonDiedError
 from fanoutfs.front import main as front_main
-from fanoutfs.front import notifier
-from fanoutfs.keeper.children import Death, end_child, fork_child
+from fanoutfs.front import notifier, pusher
+from fanoutfs.keeper.children import Closable, Death, end_child, fork_child
 from fanoutfs.keeper.handshake import replayed_init
 from fanoutfs.observe.shared import (
     CORE_ROW,
@@ -27,6 +28,7 @@ from fanoutfs.observe.shared import (
     GENERATION,
     KEEPER_ROW,
     PID,
+    PUSHER_ROW,
     STARTED_NS,
     SUSPICION_CRASH,
     SUSPICION_KILL,
@@ -53,6 +55,7 @@ class Estate:
     volume_path: Path
     other_volumes_bytes: int
     shared: SharedState
+    arena: Arena
     control: socket.socket
     setup_log: Callable[[str], None]
 
@@ -75,6 +78,7 @@ class Generation:
         self._relay_front, self._relay_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._hints_front, self._hints_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._notify_core, self._notify = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._push, self._push_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel, self._channel_core = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The front ends only: libfuse writes its answers blocking, and trio sets what it needs itself.
         self._relay_front.setblocking(False)
@@ -82,6 +86,7 @@ class Generation:
         self._channel.settimeout(_CORE_START_S)
         self.core_pid = 0
         self.notifier_pid = 0
+        self.pusher_pid = 0
         self.front_pids: dict[int, int] = {}
         estate.shared.row(KEEPER_ROW)[GENERATION] = number
         estate.shared.row(CORE_ROW)[STARTED_NS] = 0
@@ -89,7 +94,7 @@ class Generation:
     @property
     def _core_ends(self) -> list[socket.socket]:
         """What nobody but the core may hold, or its death would not be seen."""
-        return [self._relay_core, self._hints_core, self._notify_core, self._channel_core]
+        return [self._relay_core, self._hints_core, self._notify_core, self._push_core, self._channel_core]
 
     # --- starting ----------------------------------------------------------------------------------------------
 
@@ -103,14 +108,16 @@ class Generation:
             volume_path=estate.volume_path,
             other_volumes_bytes=estate.other_volumes_bytes,
             shared=estate.shared,
+            arena=estate.arena,
             supervision=self._channel_core,
             relay=self._relay_core,
             hints=self._hints_core,
             notify=self._notify_core,
+            push=self._push_core if estate.config.push_memory else None,
             control=estate.control,
             is_first=self._number == 1,
         )
-        close = [self._relay_front, self._hints_front, self._notify, self._channel]
+        close = [self._relay_front, self._hints_front, self._notify, self._push, self._channel]
         self.core_pid = fork_child("core", estate.setup_log, list(close), partial(core_main.run, task))
         estate.shared.row(CORE_ROW)[PID] = self.core_pid
         for end in self._core_ends:
@@ -131,15 +138,38 @@ class Generation:
         self._estate.shared.row(CORE_ROW)[STARTED_NS] = time.monotonic_ns()
 
     def start_fronts(self, mounted: Mounted) -> None:
-        """Fork all fronts, and the notifier.  They may run before the core is ready, once per generation."""
+        """Fork all fronts, the notifier and the pusher.  They may run before the core is ready, once per generation."""
         # First of all packets: libfuse answers EIO to what it finds before INIT.
         self._relay_front.send(replayed_init(mounted.init))
         for number in range(self._estate.config.front_count()):
             self.start_front(number, mounted)
         run = partial(notifier.run, mounted.fuse_fd, self._notify)
-        close = [*self._core_ends, self._relay_front, self._hints_front, self._channel, self._estate.control]
-        self.notifier_pid = fork_child("notifier", self._estate.setup_log, list(close), run)
+        self.notifier_pid = fork_child("notifier", self._estate.setup_log, [*self._helper_close, self._push], run)
         self._notify.close()
+        self.start_pusher(mounted)
+
+    @property
+    def _helper_close(self) -> list[Closable]:
+        """What neither notifier nor pusher may hold."""
+        return [*self._core_ends, self._relay_front, self._hints_front, self._channel, self._estate.control]
+
+    def start_pusher(self, mounted: Mounted) -> None:
+        """Fork the pusher, unless there is nothing to push."""
+        estate = self._estate
+        if not estate.config.push_memory:
+            return
+        estate.shared.clear_pusher_activity()
+        task = pusher.PusherTask(
+            config=estate.config,
+            volume_path=estate.volume_path,
+            shared=estate.shared,
+            fuse_fd=mounted.fuse_fd,
+            channel=self._push,
+        )
+        close = [*self._helper_close, self._notify]
+        self.pusher_pid = fork_child("pusher", estate.setup_log, close, partial(pusher.run, task))
+        row = estate.shared.row(PUSHER_ROW)
+        row[PID], row[STARTED_NS] = self.pusher_pid, time.monotonic_ns()
 
     def start_front(self, number: int, mounted: Mounted) -> None:
         """Fork one front."""
@@ -150,13 +180,14 @@ class Generation:
             config=estate.config,
             volume_path=estate.volume_path,
             shared=estate.shared,
+            arena=estate.arena,
             number=number,
             fuse_fd=mounted.fuse_fd,
             relay=self._relay_front,
             hints=self._hints_front,
             entry_valid_s=entry_valid_s,
         )
-        close = [*self._core_ends, self._notify, self._channel, estate.control]
+        close = [*self._core_ends, self._notify, self._push, self._channel, estate.control]
         run = partial(front_main.run, task)
         pid = fork_child(f"front{number}", estate.setup_log, list(close), run)
         self.front_pids[pid] = number
@@ -213,9 +244,9 @@ class Generation:
         A process that the kernel holds is left to the kernel: it ends when the connection does.
         """
         self.end_fronts()
-        for pid, timeout_s in ((self.core_pid, _CORE_END_S), (self.notifier_pid, 0.0)):
+        for pid, timeout_s in ((self.core_pid, _CORE_END_S), (self.notifier_pid, 0.0), (self.pusher_pid, 0.0)):
             if pid and not end_child(pid, timeout_s):
                 log.error("process does not end: the kernel holds it pid=%d", pid)
-        self.core_pid = self.notifier_pid = 0
-        for end in (self._relay_front, self._hints_front, self._notify, self._channel, *self._core_ends):
+        self.core_pid = self.notifier_pid = self.pusher_pid = 0
+        for end in (self._relay_front, self._hints_front, self._notify, self._push, self._channel, *self._core_ends):
             end.close()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from fanoutfs.backend import config_root
+from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.directory import CacheDirectory, make_private
 from fanoutfs.config.schema import MountConfig, control_socket
 from fanoutfs.errors import CacheUnusableError, FanoutError, MountBusyError, NotMountedError
@@ -45,6 +46,8 @@ _BACKOFF_S: Final = (0.0, 0.0, 0.1, 0.2, 0.5, 1.0)
 """A start costs some 50 ms of one processor, a pause keeps everybody waiting who needs the core."""
 _FREE_RESTARTS: Final = 4
 """Fronts that may die young one after the other before the next one waits; a poison request takes three."""
+_PUSHER_PAUSE_S: Final = 0.5
+"""Only speed misses it; a store that kills it must not cost a processor."""
 _CALM_S: Final = 30.0
 """A core that lived this long, or was killed from outside after it was ready, starts the backoff anew."""
 
@@ -84,6 +87,7 @@ def serve(config: MountConfig, ready_fd: int) -> int:
             volume_path=volume_path,
             other_volumes_bytes=cache.other_volumes_bytes(volume_path),
             shared=shared,
+            arena=Arena(config.arena_bytes()),
             control=control,
             setup_log=setup_log,
         )
@@ -108,6 +112,8 @@ class Keeper:
         self._is_ending = False
         self._front_failures: dict[int, int] = {}
         self._due_fronts: dict[int, float] = {}
+        self._due_pusher = 0.0
+        """When to start one in place of the one that died; 0: it lives, or is not wanted."""
         self._wakeup, self._wakeup_writer = socket.socketpair()
         self._wakeup.setblocking(False)
         self._wakeup_writer.setblocking(False)
@@ -181,13 +187,14 @@ class Keeper:
         poller = select.poll()
         poller.register(self._wakeup, select.POLLIN)
         while not self._is_ending:
-            if poller.poll(self._until_next_front_ms()):
+            if poller.poll(self._until_next_start_ms()):
                 numbers = set(self._wakeup.recv(4096))
                 if numbers & {signal.SIGTERM, signal.SIGINT}:
                     log.info("asked to end")
                     return
                 self._attend(reap(), mounted)
             self._start_due_fronts(mounted)
+            self._start_due_pusher(mounted)
         log.info("the mount is gone")
 
     def _attend(self, deaths: list[Death], mounted: Mounted) -> None:
@@ -203,6 +210,10 @@ class Keeper:
                 log.error("notifier died: %s", death)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self._generation.core_pid, signal.SIGKILL)
+            elif death.pid == self._generation.pusher_pid and death.exit_code != 0:
+                # (0: the core ended first, or the mount.)  Nobody waits for it: the others stay.
+                log.error("pusher died: %s", death)
+                self._due_pusher = time.monotonic() + _PUSHER_PAUSE_S
         core_deaths = [death for death in deaths if death.pid == self._generation.core_pid]
         if core_deaths:
             log.error("core died: %s", core_deaths[0])
@@ -225,10 +236,14 @@ class Keeper:
         delay_s = _BACKOFF_S[min(max(0, failures - _FREE_RESTARTS), len(_BACKOFF_S) - 1)]
         self._due_fronts[number] = time.monotonic() + delay_s
 
-    def _until_next_front_ms(self) -> float | None:
-        if not self._due_fronts:
-            return None
-        return max(0.0, min(self._due_fronts.values()) - time.monotonic()) * 1000 + 1
+    def _until_next_start_ms(self) -> float | None:
+        due = [*self._due_fronts.values(), *([self._due_pusher] if self._due_pusher else [])]
+        return max(0.0, min(due) - time.monotonic()) * 1000 + 1 if due else None
+
+    def _start_due_pusher(self, mounted: Mounted) -> None:
+        if self._due_pusher and self._due_pusher <= time.monotonic():
+            self._due_pusher = 0.0
+            self._generation.start_pusher(mounted)
 
     def _start_due_fronts(self, mounted: Mounted) -> None:
         now = time.monotonic()
@@ -246,6 +261,7 @@ class Keeper:
         while True:
             self._generation.end()
             self._due_fronts.clear()
+            self._due_pusher = 0.0
             if not mounted.offer.offers(InitFlag.HAS_RESEND):
                 self._fail_requests(shared.lost_requests(self._estate.config.front_count()), mounted)
             shared.clear_in_flight()

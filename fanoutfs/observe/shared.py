@@ -23,11 +23,13 @@ ROW_WORDS: Final = 256
 KEEPER_ROW: Final = 0
 CORE_ROW: Final = 1
 FIRST_FRONT_ROW: Final = 2
-_ROWS: Final = FIRST_FRONT_ROW + MAX_FRONTS
+PUSHER_ROW: Final = FIRST_FRONT_ROW + MAX_FRONTS
+_ROWS: Final = PUSHER_ROW + 1
 
-# Words of a front's row behind the counters.  Writer: that front.
+# Words of a front's row behind the counters (BUSY of the pusher's as well).  Writer: that process.
 BUSY: Final = 240
-"""Odd while the front serves a request.  Whoever removes bytes waits until every front was seen even, or changed."""
+"""Odd while the front serves a request, or the pusher copies contents.  Whoever removes bytes waits until every one
+of them was seen even, or changed."""
 CURRENT_UNIQUE: Final = 241
 CURRENT_OPCODE: Final = 242
 # Words of every row.  Writer: the keeper.
@@ -124,14 +126,20 @@ class SharedState:
         return result
 
     def busy_marks(self, fronts: int) -> list[int]:
-        """Return each front's busy word."""
-        return [self._words[(FIRST_FRONT_ROW + front) * ROW_WORDS + BUSY] for front in range(fronts)]
+        """Return the busy words of the fronts and, last, of the pusher."""
+        rows = [*range(FIRST_FRONT_ROW, FIRST_FRONT_ROW + fronts), PUSHER_ROW]
+        return [self._words[row * ROW_WORDS + BUSY] for row in rows]
 
     def clear_front_activity(self, front: int) -> None:
         """Forget what a dead front was doing.  The keeper calls this before it starts the next one."""
         row = self.row(FIRST_FRONT_ROW + front)
         row[BUSY] += row[BUSY] & 1
         row[CURRENT_UNIQUE] = row[CURRENT_OPCODE] = 0
+
+    def clear_pusher_activity(self) -> None:
+        """Forget what a dead pusher was doing.  The keeper calls this before it starts the next one."""
+        row = self.row(PUSHER_ROW)
+        row[BUSY] += row[BUSY] & 1
 
     # --- requests in flight ------------------------------------------------------------------------------------
 

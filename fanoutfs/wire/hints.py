@@ -1,4 +1,4 @@
-"""What fronts tell the core without waiting for an answer: SOCK_SEQPACKET packets of one or more hints.
+"""What fronts tell the core, and the core the pusher, without waiting for an answer: SOCK_SEQPACKET packets of hints.
 
 A hint may be lost (a full socket drops it); nothing may depend on its arrival but speed and the freshness period.
 """
@@ -22,11 +22,13 @@ class HintKind(IntEnum):
     DIRECTORY_USED = 1  # a name in this directory was looked up or listed
     PART_READ = 2  # a reader arrived at this part of a large file
     SMALL_READ = 3  # a small file was read from its beginning, and the store had it
+    LISTED = 4  # the kernel was given the entries of `part` files, numbered from this inode on
+    PUSH_AHEAD = 5  # core to pusher: this file will be read, the ones before it sooner
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """One hint.  part: index of the 8 MiB part, 0 for directories and small files."""
+    """One hint.  part: index of the 8 MiB part, or how many files were listed, else 0."""
 
     kind: HintKind
     ino: int
@@ -37,9 +39,14 @@ class Hint:
         return _HINT.pack(self.kind, self.part, self.ino)
 
 
+def encode_hints(kind: HintKind, items: Iterable[tuple[int, int]]) -> bytes:
+    """Return the packet that carries these (inode, part), at most HINTS_PER_PACKET of them, in this order."""
+    return b"".join([_HINT.pack(kind, part, ino) for ino, part in items])
+
+
 def encode_small_reads(inos: Iterable[int]) -> bytes:
     """Return the packet that tells of these small files in the order they were read."""
-    return b"".join([_HINT.pack(HintKind.SMALL_READ, 0, ino) for ino in inos])
+    return encode_hints(HintKind.SMALL_READ, ((ino, 0) for ino in inos))
 
 
 def decode_hints(packet: bytes) -> list[Hint]:

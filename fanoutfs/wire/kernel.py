@@ -142,6 +142,8 @@ DIRENT_HEAD: Final = struct.Struct("<QQII")
 NOTIFY_INVAL_INODE_OUT: Final = struct.Struct("<Qqq")
 # parent, namelen, flags; the name and a NUL follow
 NOTIFY_INVAL_ENTRY_OUT: Final = struct.Struct("<QII")
+# OUT_HEADER (len, error, unique); nodeid, offset, size, padding; the bytes follow
+NOTIFY_STORE_HEAD: Final = struct.Struct("<IiQQQII")
 
 IN_HEADER_SIZE: Final = 40
 OUT_HEADER_SIZE: Final = 16

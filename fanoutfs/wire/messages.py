@@ -19,6 +19,7 @@ from fanoutfs.wire.kernel import (
     MAX_READ_BYTES,
     NOTIFY_INVAL_ENTRY_OUT,
     NOTIFY_INVAL_INODE_OUT,
+    NOTIFY_STORE_HEAD,
     OUT_HEADER,
     OUT_HEADER_SIZE,
     InitFlag,
@@ -122,6 +123,11 @@ def encode_inval_inode(nodeid: int, offset: int = 0, length: int = 0) -> bytes:
     """Return NOTIFY_INVAL_INODE: attributes, and pages from offset (length 0: to the end; offset < 0: none)."""
     body = NOTIFY_INVAL_INODE_OUT.pack(nodeid, offset, length)
     return OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), Notify.INVAL_INODE, 0) + body
+
+
+def encode_store_head(nodeid: int, size_bytes: int) -> bytes:
+    """Return what stands before a file's whole content in NOTIFY_STORE."""
+    return NOTIFY_STORE_HEAD.pack(NOTIFY_STORE_HEAD.size + size_bytes, Notify.STORE, 0, nodeid, 0, size_bytes, 0)
 
 
 def encode_inval_entry(parent: int, name: bytes, *, expire_only: bool = False) -> bytes:

@@ -113,9 +113,9 @@ def test_clearing_a_dead_front_makes_its_busy_word_even_and_moves_it() -> None:
     row = shared.row(FIRST_FRONT_ROW)
     row[BUSY] = 7
     shared.clear_front_activity(0)
-    assert shared.busy_marks(1) == [8]
+    assert shared.busy_marks(1) == [8, 0]
     shared.clear_front_activity(0)
-    assert shared.busy_marks(1) == [8]
+    assert shared.busy_marks(1) == [8, 0]
 
 
 # --- suspects ------------------------------------------------------------------------------------------------------
