@@ -132,6 +132,12 @@ class TransientError(BackendError):
         self.retry_after_s = retry_after_s
 
 
+class DisorderedListingError(BackendError):
+    """The store lists keys in no order, where one is needed (S3 directory buckets do)."""
+
+    exit_code = 25
+
+
 class DeadlineError(BackendError):
     """The retries did not succeed within the time an operation may take."""
 

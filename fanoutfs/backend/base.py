@@ -38,8 +38,25 @@ class Backend(Protocol):
         Nothing is asked before the first next().  next() after an error asks for the same page again, so that the
         retry wrapper works by the page; hence no implementation is a generator, which would just end there and make
         a listing silently short.
+        The pages come in key order or in tree order (see index.merging), as long as the store lists in one of them.
         Raises BucketMissingError, AccessDeniedError, CredentialsError, TransientError.
         """
+        ...
+
+    def scan(self, prefix: str, after: str = "", limit: int | None = None) -> Iterator[ListPage]:
+        """Yield all objects at any depth below `prefix` ("" or ending with "/"), page by page; no page has prefixes.
+
+        A key that ends with "/" says that there is such a directory: a marker, an empty directory of a file system,
+        or one of which only keys that cannot be shown are known (these are counted as hidden).  The same may come
+        more than once.  The order is that of `list`; each directory comes in one piece.
+        after: only keys behind this one, in the store's order: where to go on.
+        limit: stop asking the store after about this many keys.  Errors, and next() after one, as `list`.
+        """
+        ...
+
+    @property
+    def can_seek(self) -> bool:
+        """Tell whether a scan that begins in the middle costs no more than what it yields."""
         ...
 
     def close(self) -> None:

@@ -4,7 +4,8 @@
     faulty.script("get", TransientError("reset"), PASS, corrupt)     # the next three get_range calls
     gate = faulty.hold("get")                                        # later ones wait until gate.release()
 
-Faults are taken in order, one per call of their kind ("head", "get", "list"; a listing takes one per page).
+Faults are taken in order, one per call of their kind ("head", "get", "list", "scan"; the last two take
+one per page).
 Thread-safe.
 """
 
@@ -12,12 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from fanoutfs.backend.base import Backend, WrappedPages
 from fanoutfs.records import ListPage, ObjectInfo, Version
 
 T = TypeVar("T")
+
+_KINDS: Final = ("head", "get", "list", "scan")
 
 BodyFault: TypeAlias = Callable[[memoryview], memoryview]
 Fault: TypeAlias = Exception | BodyFault
@@ -67,9 +70,9 @@ class FaultyBackend:
         """inner: what calls reach when no fault is scripted."""
         self._inner = inner
         self._lock = threading.Lock()
-        self._faults: dict[str, deque[Fault]] = {"head": deque(), "get": deque(), "list": deque()}
+        self._faults: dict[str, deque[Fault]] = {kind: deque() for kind in _KINDS}
         self._gates: dict[str, Gate] = {}
-        self.calls: dict[str, int] = {"head": 0, "get": 0, "list": 0}
+        self.calls: dict[str, int] = dict.fromkeys(_KINDS, 0)
         """How many calls of each kind were made."""
 
     def script(self, kind: str, *faults: Fault) -> None:
@@ -96,6 +99,15 @@ class FaultyBackend:
     def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
         """See Backend.list."""
         return WrappedPages(self._inner.list(prefix, limit), lambda call: self._run("list", call)[0])
+
+    def scan(self, prefix: str, after: str = "", limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.scan."""
+        return WrappedPages(self._inner.scan(prefix, after, limit), lambda call: self._run("scan", call)[0])
+
+    @property
+    def can_seek(self) -> bool:
+        """See Backend.can_seek."""
+        return self._inner.can_seek
 
     def close(self) -> None:
         """See Backend.close."""

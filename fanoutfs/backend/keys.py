@@ -31,6 +31,16 @@ def is_listable(key: str) -> bool:
     return is_addressable(key.removesuffix("/"))
 
 
+def listable_directory(key: str) -> str:
+    """Return the deepest directory above an object that can be named, "" or ending with "/"."""
+    above = ""
+    for part in key.split("/")[:-1]:
+        if not is_addressable(part):
+            break
+        above += part + "/"
+    return above
+
+
 def bare_etag(etag: str | None) -> str:
     """Return the ETag without its quotes.
 

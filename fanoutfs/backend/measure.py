@@ -51,6 +51,15 @@ class MeasuringBackend:
         """See Backend.list."""
         return WrappedPages(self._inner.list(prefix, limit), self._page)
 
+    def scan(self, prefix: str, after: str = "", limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.scan; its pages count as those of a listing."""
+        return WrappedPages(self._inner.scan(prefix, after, limit), self._page)
+
+    @property
+    def can_seek(self) -> bool:
+        """See Backend.can_seek."""
+        return self._inner.can_seek
+
     def close(self) -> None:
         """See Backend.close."""
         self._inner.close()

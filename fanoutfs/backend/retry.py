@@ -109,6 +109,15 @@ class RetryingBackend:
         """See Backend.list; raises DeadlineError in place of TransientError."""
         return WrappedPages(self._inner.list(prefix, limit), self._run)
 
+    def scan(self, prefix: str, after: str = "", limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.scan; raises DeadlineError in place of TransientError."""
+        return WrappedPages(self._inner.scan(prefix, after, limit), self._run)
+
+    @property
+    def can_seek(self) -> bool:
+        """See Backend.can_seek."""
+        return self._inner.can_seek
+
     def close(self) -> None:
         """Wake the sleepers, who then raise DeadlineError, and close the inner backend."""
         self._closed.set()

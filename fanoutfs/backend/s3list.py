@@ -1,4 +1,4 @@
-"""Lists an S3 bucket: ListObjectsV2 with delimiter, page by page, keys exactly as the store has them.
+"""Lists an S3 bucket: ListObjectsV2 with or without delimiter, page by page, keys exactly as the store has them.
 
 Why not obstore's own listing: one key it cannot represent (`d//e`, `..`, a control character) fails the whole page
 with InvalidPathError and so hides a directory of a thousand good files; it drops the "/" of directory markers; and it
@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote_plus, urlsplit
 
 from fanoutfs.backend.base import Pages
 from fanoutfs.backend.credentials import CredentialSource
-from fanoutfs.backend.keys import bare_etag, is_listable, whole_second_ns
+from fanoutfs.backend.keys import bare_etag, is_listable, listable_directory, whole_second_ns
 from fanoutfs.backend.sigv4 import canonical_query, signed_headers
 from fanoutfs.backend.translate import error_from_status, retry_after
 from fanoutfs.errors import BackendError, BucketMissingError, ObjectMissingError, TransientError
@@ -34,7 +34,8 @@ from fanoutfs.records import ListPage, ObjectInfo, Version
 
 PAGE_KEYS: Final = 1000
 """What S3 returns per page at most."""
-_IDLE_CONNECTIONS: Final = 8
+_NO_VERSION: Final = Version("", "", 0, 0)
+_IDLE_CONNECTIONS: Final = 16
 _ANSWER_LIMIT: Final = 16 << 20
 """A page of 1000 keys of 1024 bytes, percent-encoded, is 3.5 MB; beyond this it is no listing."""
 
@@ -74,18 +75,32 @@ class S3Lister:
 
     def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
         """See Backend.list."""
+        return self._pages({"delimiter": "/"}, prefix, limit, f"LIST {prefix or '/'}", parse_page)
+
+    def scan(self, prefix: str, after: str = "", limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.scan."""
+        start = {"start-after": after} if after else {}
+        return self._pages(start, prefix, limit, f"LIST {prefix or '/'} after {after or 'nothing'}", parse_flat_page)
+
+    def _pages(
+        self,
+        first_params: dict[str, str],
+        prefix: str,
+        limit: int | None,
+        what: str,
+        parse: Callable[[bytes, str], tuple[ListPage, str]],
+    ) -> Iterator[ListPage]:
         entries = 0
-        what = f"LIST {prefix or '/'}"
 
         def fetch(token: str) -> tuple[ListPage, str]:
             nonlocal entries
             wanted = PAGE_KEYS if limit is None else max(1, min(PAGE_KEYS, limit - entries))
-            params = {"list-type": "2", "delimiter": "/", "encoding-type": "url", "max-keys": str(wanted)}
+            params = {"list-type": "2", "encoding-type": "url", "max-keys": str(wanted), **first_params}
             if prefix:
                 params["prefix"] = prefix
             if token:
                 params["continuation-token"] = token
-            page, next_token = parse_page(self._get(params, what), what)
+            page, next_token = parse(self._get(params, what), what)
             if next_token and next_token == token:
                 raise BackendError(f"{what}: the store sent the same continuation token twice")
             entries += len(page.objects) + len(page.prefixes)
@@ -166,10 +181,19 @@ class S3Lister:
 
 
 def parse_page(body: bytes, what: str) -> tuple[ListPage, str]:
-    """Return the page and the continuation token, "" at the end.
+    """Return a page of a delimiter listing and the continuation token, "" at the end.
 
     Raises TransientError for an answer that is no listing (cut XML, a login page).
     """
+    return _parse(body, what, is_flat=False)
+
+
+def parse_flat_page(body: bytes, what: str) -> tuple[ListPage, str]:
+    """Return a page of a scan as `parse_page` does; a key that cannot be named stands for its directory."""
+    return _parse(body, what, is_flat=True)
+
+
+def _parse(body: bytes, what: str, *, is_flat: bool) -> tuple[ListPage, str]:
     try:
         root = ET.fromstring(body)  # noqa: S314 - expat bounds entity expansion, see the module docstring
     except ET.ParseError as error:
@@ -190,6 +214,8 @@ def parse_page(body: bytes, what: str) -> tuple[ListPage, str]:
             key = _decode(key) if is_encoded else key
             if not is_listable(key):
                 hidden += 1
+                if is_flat and (above := listable_directory(key)):
+                    objects.append(ObjectInfo(above, _NO_VERSION))
                 continue
             moment = datetime.fromisoformat(fields[f"{namespace}LastModified"])
             etag = bare_etag(fields.get(f"{namespace}ETag"))

@@ -17,7 +17,7 @@ form is tried first; when a 412 contradicts a HEAD that still shows the very ETa
 then on (quoted, bare, none).  Whatever is sent, the answer's ETag and size decide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import obstore
@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # obstore declares these in its stubs only
 _FOREIGN: Final = (obstore.exceptions.BaseError, OSError, ValueError)
 
 _IF_MATCH_FORMS: Final = ("quoted", "bare", "none")
+_SCAN_KEYS: Final = 1000
 _RANGE_REFUSALS: Final = 3
 """After so many answers with 200 instead of 206, and none with 206, the server does not do ranges at all."""
 
@@ -52,6 +53,10 @@ class Lister(Protocol):
 
     def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
         """See Backend.list."""
+        ...
+
+    def scan(self, prefix: str, after: str = "", limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.scan."""
         ...
 
     def close(self) -> None:
@@ -122,6 +127,17 @@ class StoreBackend:
             return self._lister.list(prefix, limit)
         return Pages(lambda _token: (self._list_all(prefix), ""))
 
+    def scan(self, prefix: str, after: str = "", limit: int | None = None) -> Iterator[ListPage]:
+        """See Backend.scan; obstore's stream is begun anew behind the last page after an error."""
+        if self._lister is not None:
+            return self._lister.scan(prefix, after, limit)
+        return Pages(_Stream(self._store, prefix, after, limit).fetch)
+
+    @property
+    def can_seek(self) -> bool:
+        """See Backend.can_seek: obstore may skip keys only after it received them (Azure)."""
+        return self._lister is not None
+
     def close(self) -> None:
         """See Backend.close; obstore drops its connections when the store is collected."""
         if self._lister is not None:
@@ -179,6 +195,44 @@ class StoreBackend:
             failure = error_from_obstore(error, f"HEAD {key}")
             return failure if not isinstance(failure, TransientError) else denial
         return denial
+
+
+class _Stream:
+    """A scan under way.  One thread at a time."""
+
+    def __init__(self, store: ObjectStore, prefix: str, after: str, limit: int | None) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._after = after
+        self._left = limit
+        self._stream: Iterator[Sequence[ObjectMeta]] | None = None
+
+    def fetch(self, _token: str) -> tuple[ListPage, str]:
+        """Return the next page, and "" as the next token at the end."""
+        what = f"LIST {self._prefix or '/'} after {self._after or 'nothing'}"
+        try:
+            if self._stream is None:
+                self._stream = iter(
+                    obstore.list(
+                        self._store,
+                        self._prefix.removesuffix("/") or None,
+                        offset=self._after or None,
+                        chunk_size=_SCAN_KEYS if self._left is None else max(1, min(_SCAN_KEYS, self._left)),
+                    )
+                )
+            found = next(self._stream, None)
+        except FileNotFoundError:
+            found = None
+        except _FOREIGN as error:
+            self._stream = None
+            raise error_from_obstore(error, what) from None
+        if not found:
+            return ListPage((), ()), ""
+        self._after = found[-1]["path"]
+        objects = tuple(_info(meta["path"], meta) for meta in found if meta["path"].startswith(self._prefix))
+        if self._left is not None:
+            self._left -= len(found)
+        return ListPage(objects, (), len(found) - len(objects)), "more" if self._left is None or self._left > 0 else ""
 
 
 def _info(key: str, meta: "ObjectMeta") -> ObjectInfo:

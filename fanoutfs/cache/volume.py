@@ -97,7 +97,10 @@ def _open_index(path: Path, wanted: OpenVolume) -> tuple[IndexEnvironment, bool]
     try:
         environment.env.reader_check()  # slots of processes that were killed
         with environment.env.begin(write=True) as txn:
-            return environment, wanted.apply(IndexTransaction(environment, txn))
+            transaction = IndexTransaction(environment, txn)
+            was_known = wanted.apply(transaction)
+            transaction.flush()
+            return environment, was_known
     except ValueError as error:
         environment.close()
         raise CacheUnusableError(f"{path}: {error}; use another --cache-dir or delete this folder") from error

@@ -1,6 +1,7 @@
 """The group of commands, how it is called by others (mount(8), fstab), and the edge where errors become one line."""
 
 import importlib
+import keyword
 import os
 import sys
 import traceback
@@ -15,11 +16,15 @@ from fanoutfs.errors import FanoutError
 COMMANDS: Final = {
     "mount": "Mount an object store on a directory.",
     "umount": "Unmount, and wait until the daemon has ended.",
+    "import": "Learn all names below a path of a mount at once.",
+    "warm": "Bring files and trees into the cache, or tell how much of them is there.",
     "status": "Show the mounts, or what one of them is doing.",
     "plan": "Announce in which order files will be read.",
     "version": "Show the version of fanoutfs and of what it is built on.",
 }
-"""Name (also the module and the function in it) and the line shown by --help, so that help imports no command."""
+"""Name (also of the module and of the function in it; `import_` for import) and the line shown by --help.
+
+Help therefore imports no command."""
 
 INTERRUPTED: Final = 130  # what shells report for SIGINT: 128 + 2
 
@@ -33,8 +38,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"fanoutfs.cli.{cmd_name}")
-        command: click.Command = getattr(module, cmd_name)
+        name = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(importlib.import_module(f"fanoutfs.cli.{name}"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

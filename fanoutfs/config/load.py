@@ -44,6 +44,8 @@ SYNONYMS: Final[Mapping[str, tuple[str, str]]] = {
     "vfs_cache_max_size": ("cache_size", "{}"),
     "vfs_cache_min_free_space": ("free_space_floor", "{}"),
     "dir_cache_time": ("metadata_ttl", "{}"),
+    # the name of the command that does it; Python keeps the word for itself
+    "import": ("import_source", "{}"),
     # mount(8)
     "ro": ("read_only", "{}"),
 }

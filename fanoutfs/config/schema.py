@@ -105,6 +105,9 @@ class MountConfig:
     op_timeout: float = _setting(
         25.0, "duration", "longest time a request may wait for the backend, then EIO", least=1, most=3600
     )
+    import_source: bool = _setting(
+        False, "flag", "import the whole source once the mount answers (also: --import); mount does not wait for it"
+    )
     foreground: bool = _setting(False, "flag", "stay in the foreground and log to stderr")
     log_file: Path | None = _setting(
         None, "path", "where a background daemon logs; default: fanoutfs.log in the volume's cache"

@@ -1,13 +1,22 @@
 """Directories: the first touch lists one once; after that names, also absent ones, are exact.
 
 Core, trio thread only.  One listing per directory at a time, run in the core's nursery; whoever needs the directory
-waits for it.  Pages are entered as they arrive.  A name in a directory whose first listing is still under way is
-asked for by itself (HEAD and a one-key LIST), so that one file in a directory of a million is not kept waiting.
+waits for it.  Pages are entered as they arrive, each in transactions of bounded size that also take away what the
+page should have shown and did not (`index.merging`): neither memory nor a reader's wait grows with the directory.
+A name in a directory whose first listing is still under way is asked for by itself (HEAD and a one-key LIST), so that
+one file in a directory of a million is not kept waiting.
+
+A listing that fails half-way has taken away only names that the store passed over.  A store whose pages come in no
+order (S3 directory buckets) is listed as a whole, sorted, and entered then: only there memory grows with a directory.
+
+Measured (a directory of 1,000,000 files, file:// source, 2 cores at a load of 9): first `ls -f` with listing 64 s;
+once listed `ls -f` 41 s (attributes come along), `find` 18 s, os.scandir 11 s; listed again, one deletion found, 46 s.
+Anonymous memory: core 24 to 33 MB, fronts 26 MB throughout; 253 bytes of index a file.
 """
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Final, TypeVar
 
@@ -18,12 +27,21 @@ from fanoutfs.backend.keys import is_addressable
 from fanoutfs.clock import Clock
 from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.grace import Grace
-from fanoutfs.core.notify import Notifier
-from fanoutfs.errors import DeadlineError, FanoutError, InvariantError, ObjectMissingError, StaleInodeError
+from fanoutfs.core.notify import ChangeLog, Notifier
+from fanoutfs.errors import (
+    DeadlineError,
+    DisorderedListingError,
+    FanoutError,
+    InvariantError,
+    ObjectMissingError,
+    StaleInodeError,
+)
 from fanoutfs.index.format import Inode, Ownership
+from fanoutfs.index.merging import BEGIN, END, Frontier, MergeNames
 from fanoutfs.index.names import child_name
-from fanoutfs.index.operations import ApplyChildren, Change, ChangeKind, Child, FinishListing, RemoveName
+from fanoutfs.index.operations import ApplyChildren, ChangeKind, Child
 from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.removal import RemoveName
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
@@ -35,6 +53,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PARALLEL: Final = 16
+_SORTED_PAGE: Final = 1000
+_TOUCHED: Final = 50_000
+"""Directories remembered for an import at most: about 8 MB."""
 _DISTRUST_S: Final = 1.0
 """A directory is listed again at most this often because of versions that are gone."""
 
@@ -49,6 +70,11 @@ class _Listing:
         self.published = trio.Event()
         self.error: FanoutError | None = None
         self.asked_names: set[bytes] = set()
+
+    def note_progress(self) -> None:
+        """Wake those who wait as long as something arrives."""
+        self.progress.set()
+        self.progress = trio.Event()
 
     def end(self) -> None:
         """Wake everybody."""
@@ -87,6 +113,11 @@ class Listings:
         self._op_timeout_s = op_timeout_s
         self._row = row
         self._under_way: dict[int, _Listing] = {}
+        self._watchers = 0
+        self._touched: dict[int, int] = {}
+        """Directory → when it was last listed or asked for a name, while somebody watches."""
+        self._all_touched_ns = 0
+        """Every directory counts as touched then: there were too many to remember."""
         self._distrusted: dict[int, float] = {}
         self._threads = trio.CapacityLimiter(_PARALLEL)
         self._failures = RecentFailures()
@@ -166,6 +197,35 @@ class Listings:
             self._distrusted[ino] = now + _DISTRUST_S
             self._join(ino)
 
+    # --- what imports ask --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Remember for a while which directories are listed, for `was_touched`."""
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self._touched.clear()
+
+    async def wait_idle(self, ino: int) -> None:
+        """Return when no listing of this directory is under way, however it ended.  Checkpoint."""
+        while (listing := self._under_way.get(ino)) is not None:
+            await listing.done.wait()
+
+    def was_touched(self, ino: int, since_ns: int) -> bool:
+        """Tell whether a listing of this directory is or was under way since then (wall clock, while watched)."""
+        return ino in self._under_way or max(self._touched.get(ino, 0), self._all_touched_ns) >= since_ns
+
+    def _note_touched(self, ino: int) -> None:
+        if self._watchers:
+            if len(self._touched) >= _TOUCHED:
+                self._touched.clear()
+                self._all_touched_ns = self._clock.wall_ns()
+            self._touched[ino] = self._clock.wall_ns()
+
     # --- one listing -------------------------------------------------------------------------------------------
 
     def _join(self, ino: int) -> _Listing:
@@ -188,7 +248,8 @@ class Listings:
             return self._reader.child(txn, parent, name)
 
     async def _run(self, ino: int, listing: _Listing) -> None:
-        changes: list[Change] = []
+        changes = ChangeLog(has_epoch=self._notifier.has_epoch)
+        self._note_touched(ino)
         try:
             await self._list(ino, listing, changes)
         except FanoutError as error:
@@ -200,12 +261,13 @@ class Listings:
             listing.error = InvariantError(f"listing of directory {ino} failed unexpectedly")
             log.exception("listing failed unexpectedly ino=%d", ino)
         finally:
+            self._note_touched(ino)
             del self._under_way[ino]
             listing.end()
         # Those who wait need the commit, not the notification, and must go on before it: the kernel may hold the
         # notification back until their requests in this directory are answered.  A listing that failed half-way has
         # committed pages, too.
-        await self._publish(changes)
+        await self.publish(changes)
         listing.published.set()
         # A name asked for by itself may have gone before the listing came to where it stood.
         for name in listing.asked_names:
@@ -216,58 +278,109 @@ class Listings:
             except Exception:  # nobody waits for it, and it must not end the core
                 log.exception("lookup failed unexpectedly ino=%d name=%r", ino, name)
 
-    async def _list(self, ino: int, listing: _Listing, changes: list[Change]) -> None:
-        """List a directory; append to `changes` what was committed, page by page.  Checkpoint."""
+    async def _list(self, ino: int, listing: _Listing, changes: ChangeLog) -> None:
+        """List a directory; add to `changes` what was committed, page by page.  Checkpoint."""
         directory = self._directory(ino)
-        prefix = directory.key or self._root_prefix
-        # Names that the kernel cannot know need no invalidation; a first listing of an empty record has none.
-        with self._reader.begin() as txn:
-            was_known = next(self._reader.children(txn, ino, b""), None) is not None
-        seen_files: set[bytes] = set()
-        seen_dirs: set[bytes] = set()
-        deferred: list[Child] = []
-        hidden = 0
         started_ns = self._clock.wall_ns()
-        pages = self._backend.list(prefix)
-        while (page := await self._in_thread(partial(_next_page, pages))) is not None:
-            children, page_hidden = children_of(page, prefix)
-            hidden += page_hidden + page.hidden
-            for child in children:
-                if child.version is None:
-                    seen_dirs.add(child.name)
-                elif was_known:
-                    seen_files.add(child.name)
-            new_changes, new_deferred = await self._writer.run(
-                ApplyChildren(ino, tuple(children), self._ownership, started_ns).apply
-            )
-            deferred += new_deferred
-            # In a first listing an added name is news to nobody; a point lookup may have shown the others.
-            is_first = not was_known and not directory.is_listed
-            changes += [change for change in new_changes if not is_first or change.kind is not ChangeKind.ADDED]
-            listing.first_page.set()
-            listing.progress.set()
-            listing.progress = trio.Event()
-        finish = FinishListing(
-            parent=ino,
-            # The store may have answered the first page this long ago: fresh since then, not since now.
-            listed_at_ns=started_ns,
-            seen_files=frozenset(seen_files) if was_known else None,
-            seen_dirs=frozenset(seen_dirs),
-            deferred=tuple(deferred),
-            ownership=self._ownership,
-            has_changed=bool(changes),
-        )
-        last_changes, shadowed = await self._writer.run(finish.apply)
+        try:
+            await self._merge(directory, started_ns, self._children(directory), listing, changes)
+        except DisorderedListingError as error:
+            log.warning("%s: listed as a whole ino=%d", error, ino)
+            started_ns = self._clock.wall_ns()
+            next_children = await self._sorted_children(directory, listing)
+            await self._merge(directory, started_ns, next_children, listing, changes)
         bump(self._row, Count.LISTINGS)
+
+    async def _merge(
+        self,
+        directory: Inode,
+        started_ns: int,
+        next_children: Callable[[], Awaitable[tuple[list[Child], int] | None]],
+        listing: _Listing,
+        changes: ChangeLog,
+    ) -> None:
+        ino, hidden = directory.ino, 0
+        before = BEGIN
+        deferred: tuple[Child, ...] = ()
+        # Names that the kernel cannot know need no invalidation: in a first listing of an empty record an added name
+        # is news to nobody; a point lookup may have shown the others.
+        with self._reader.begin() as txn:
+            is_first = not directory.is_listed and next(self._reader.children(txn, ino, b""), None) is None
+
+        async def enter(children: list[Child], after: Frontier, listed_at_ns: int | None) -> None:
+            nonlocal hidden, deferred
+            while True:
+                merge = MergeNames(
+                    parent=ino,
+                    children=tuple(children),
+                    before=before,
+                    after=after,
+                    ownership=self._ownership,
+                    now_ns=started_ns,
+                    deferred=deferred,
+                    listed_at_ns=listed_at_ns,
+                )
+                result = await self._writer.run(merge.apply)
+                changes.add(change for change in result.changes if not is_first or change.kind is not ChangeKind.ADDED)
+                if result.is_done:
+                    hidden += result.hidden
+                    deferred = result.deferred
+                    return
+
+        while (found := await next_children()) is not None:
+            children, page_hidden = found
+            hidden += page_hidden
+            if any(before.has_passed(child) for child in children):
+                raise DisorderedListingError(f"the store lists {directory.key or '/'} in no order")
+            after = before.advanced(children)
+            await enter(children, after, None)
+            before = after
+            listing.first_page.set()
+            listing.note_progress()
+        # The store may have answered the first page this long ago: fresh since then, not since now.
+        await enter([], END, started_ns)
         if not directory.is_listed:
-            bump(self._row, Count.HIDDEN_NAMES, hidden + shadowed)
-        changes += last_changes
+            bump(self._row, Count.HIDDEN_NAMES, hidden)
+
+    def _children(self, directory: Inode) -> Callable[[], Awaitable[tuple[list[Child], int] | None]]:
+        """Return what gets the next page: (what it shows, how many of its keys cannot be shown), None at the end."""
+        prefix = directory.key or self._root_prefix
+        pages = self._backend.list(prefix)
+
+        async def next_children() -> tuple[list[Child], int] | None:
+            page = await self._in_thread(partial(_next_page, pages))
+            if page is None:
+                return None
+            children, hidden = children_of(page, prefix)
+            return children, hidden + page.hidden
+
+        return next_children
+
+    async def _sorted_children(
+        self, directory: Inode, listing: _Listing
+    ) -> Callable[[], Awaitable[tuple[list[Child], int] | None]]:
+        """List a directory as a whole, then do as `_children`, in order.  Checkpoint."""
+        next_children = self._children(directory)
+        everything: list[Child] = []
+        hidden = 0
+        while (found := await next_children()) is not None:
+            everything += found[0]
+            hidden += found[1]
+            listing.note_progress()
+        everything.sort(key=lambda child: child.name)
+        parts = [(everything[at : at + _SORTED_PAGE], 0) for at in range(0, len(everything), _SORTED_PAGE)]
+        ordered = iter([*parts, ([], hidden)])
+
+        async def next_sorted() -> tuple[list[Child], int] | None:
+            return next(ordered, None)
+
+        return next_sorted
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         """Ask the backend.  Checkpoint; a core that ends does not wait for the answer."""
         return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
 
-    async def _publish(self, changes: list[Change]) -> None:
+    async def publish(self, changes: ChangeLog) -> None:
         """Tell the kernel what changed.  Checkpoint.
 
         A front may still be answering from the state before the commit: only after a grace period is every later
@@ -276,8 +389,7 @@ class Listings:
         if not changes:
             return
         await self._grace.wait()
-        switched = sum(change.kind is ChangeKind.REPLACED for change in changes)
-        bump(self._row, Count.VERSION_SWITCHES, switched)
+        bump(self._row, Count.VERSION_SWITCHES, changes.replaced)
         await self._notifier.publish(changes)
 
     # --- one name ----------------------------------------------------------------------------------------------
@@ -290,23 +402,28 @@ class Listings:
         if not is_addressable(key):
             return  # no store can be asked for it, and no listing shows it
         now_ns = self._clock.wall_ns()
+        self._note_touched(parent)
         child: Child | None = None
         if await self._in_thread(partial(self._has_below, key + "/")):
             child = Child(name, key + "/", None)
         else:
             with contextlib.suppress(ObjectMissingError):
                 child = Child(name, key, (await self._in_thread(partial(self._backend.head, key))).version)
-        if child is not None:
-            changes, _deferred = await self._writer.run(ApplyChildren(parent, (child,), self._ownership, now_ns).apply)
-        elif self._child(parent, name) is not None:
-            changes = await self._writer.run(RemoveName(parent, name, now_ns).apply)
-        else:
-            return
-        if not self._directory(parent).is_listed:
-            # An added name is news to nobody: absence is not remembered before a listing is complete.
-            changes = [change for change in changes if change.kind is not ChangeKind.ADDED]
-        # Not here: the caller may be a request in the very directory that the notification needs.
-        self._nursery.start_soon(self._publish, changes)
+        told = ChangeLog(has_epoch=self._notifier.has_epoch)
+        try:
+            if child is not None:
+                changes = await self._writer.run(ApplyChildren(parent, (child,), self._ownership, now_ns).apply)
+                # An added name is news to nobody before a listing is complete: absence is not remembered until then.
+                is_listed = self._directory(parent).is_listed
+                told.add(change for change in changes if is_listed or change.kind is not ChangeKind.ADDED)
+            elif self._child(parent, name) is not None:
+                is_done = False
+                while not is_done:
+                    changes, is_done = await self._writer.run(RemoveName(parent, name, now_ns).apply)
+                    told.add(changes)
+        finally:
+            # Not here: the caller may be a request in the very directory that the notification needs.
+            self._nursery.start_soon(self.publish, told)
 
     def _has_below(self, prefix: str) -> bool:
         return any(page.objects or page.prefixes for page in self._backend.list(prefix, limit=1))

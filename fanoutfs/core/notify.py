@@ -25,6 +25,35 @@ _EPOCH_ABOVE: Final = 20_000
 """More changed names than this are expired all at once (NOTIFY_INC_EPOCH), where the kernel can."""
 
 
+class ChangeLog:
+    """Changes that the kernel is to be told of: bounded, where the kernel can forget all names at once."""
+
+    def __init__(self, *, has_epoch: bool) -> None:
+        self._limit = _EPOCH_ABOVE if has_epoch else None
+        self.changes: list[Change] = []
+        self.directories: set[int] = set()
+        """The parents of changes that are not in the list any more (as many as fit)."""
+        self.is_everything = False
+        """So many names changed that all of them are to be expired."""
+        self.replaced = 0
+
+    def __bool__(self) -> bool:
+        """Tell whether anything changed."""
+        return self.is_everything or bool(self.changes)
+
+    def add(self, changes: Iterable[Change]) -> None:
+        """Note more changes."""
+        for change in changes:
+            self.replaced += change.kind is ChangeKind.REPLACED
+            self.changes.append(change)
+        if self._limit is not None and len(self.changes) > self._limit:
+            self.is_everything = True
+            for change in self.changes:
+                if len(self.directories) < self._limit:
+                    self.directories.add(change.parent)
+            self.changes.clear()
+
+
 class _Notification:
     """One message under way.  code: 0 or the errno of its delivery, once done."""
 
@@ -57,20 +86,20 @@ class Notifier:
         while self._under_way:
             self._finish(errno.EIO)
 
-    async def publish(self, changes: Iterable[Change]) -> None:
+    async def publish(self, changes: ChangeLog) -> None:
         """Invalidate what the kernel may know wrongly now; return when it was told.  Checkpoint."""
         messages: list[bytes] = []
-        directories: dict[int, None] = {}
-        for change in changes:
+        directories = dict.fromkeys(changes.directories)
+        for change in changes.changes:
             if change.kind is ChangeKind.TOUCHED:
                 messages.append(encode_inval_inode(change.ino, offset=-1))
             else:
                 messages.append(encode_inval_entry(change.parent, change.name))
                 directories[change.parent] = None
         listings = [encode_inval_inode(ino) for ino in directories]  # their cached listings and times
-        if len(messages) > _EPOCH_ABOVE and self._has_epoch:
+        if changes.is_everything:
             # Once more behind the directories: a listing under way may link old names into the first new epoch.
-            messages = [encode_inc_epoch(), *listings, encode_inc_epoch()]
+            messages = [*messages, encode_inc_epoch(), *listings, encode_inc_epoch()]
         else:
             messages += listings
         for notification in [await self._send(message) for message in messages]:

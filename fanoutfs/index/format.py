@@ -10,6 +10,10 @@ settings   name → value
              "ownership"    uid u32, gid u32, file_mode u32, dir_mode u32, small_file_size u64
              "totals"       files u64, bytes u64: what statfs shows as used
              "cached_bytes" u64, sum of the present blocks of `blocks`
+             "import/ID"    an import not finished yet, JSON (see `importing`): {"started_ns", "order"};
+                            ID: 32 hexadecimal digits, the first half of SHA-256 of the prefix
+             "import/ID/N/range"  JSON: the keys that shard N (8 digits) is to list
+             "import/ID/N/place"  JSON: how far it has come
 entries    parent ino u64, name → ino u64, DT_ type u32
 inodes     ino u64 →
               0  88  struct fuse_attr as the kernel wants it
@@ -155,6 +159,14 @@ def make_attr(ino: int, mode: int, size_bytes: int, mtime_ns: int, uid: int, gid
     blocks = (size_bytes + 511) // 512
     times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
     return ATTR.pack(ino, size_bytes, blocks, *times, mode, 1, uid, gid, 0, 0, 0)
+
+
+def moved_attr(attr: bytes, mtime_ns: int) -> bytes:
+    """Return a fuse_attr with other times."""
+    fields = ATTR.unpack(attr)
+    seconds, nanoseconds = divmod(mtime_ns, _NS)
+    times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
+    return ATTR.pack(*fields[:3], *times, *fields[9:])
 
 
 def directory_inode(ino: int, key: str, mtime_ns: int, owner: Ownership) -> Inode:

@@ -11,7 +11,6 @@ from typing import Protocol, TypeVar
 from fanoutfs.index.format import (
     DT_DIR,
     FIRST_INO,
-    FLAG_LISTED,
     FLAG_SMALL,
     FORMAT_VERSION,
     U64,
@@ -20,6 +19,7 @@ from fanoutfs.index.format import (
     directory_inode,
     file_inode,
     make_attr,
+    moved_attr,
 )
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import BLOCK_BYTES, PART_BYTES, ROOT_INO, Version
@@ -122,10 +122,9 @@ class OpenVolume:
 
 @dataclass(frozen=True, slots=True)
 class ApplyChildren:
-    """Enter what one page of a listing (or a point lookup) found below a directory.
+    """Enter what a point lookup found below a directory (what a listing found: see `merging`).
 
-    Returns the changes and the file children that met a directory of the same name: whether the directory is still
-    there is known only when the listing is complete, see FinishListing.
+    A file does not displace a directory of its name: whoever asked for one name asked for the directory first.
     """
 
     parent: int
@@ -133,101 +132,22 @@ class ApplyChildren:
     ownership: Ownership
     now_ns: int
 
-    def apply(self, txn: IndexTransaction) -> tuple[list[Change], list[Child]]:
+    def apply(self, txn: IndexTransaction) -> list[Change]:
         changes: list[Change] = []
-        deferred: list[Child] = []
         if txn.inode(self.parent) is None or txn.is_orphan(self.parent):
-            return changes, deferred  # freed meanwhile, or nothing below it can be reached or counted any more
+            return changes  # freed meanwhile, or nothing below it can be reached or counted any more
         for child in self.children:
             known = txn.entry(self.parent, child.name)
             if known is None:
-                ino = _add(txn, self.parent, child, self.ownership, self.now_ns)
+                ino = add_child(txn, self.parent, child, self.ownership, self.now_ns)
                 changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
-            elif known[1] == DT_DIR:
-                if child.version is not None:
-                    deferred.append(child)
-            elif change := self._meet_file(txn, child, known[0]):
+            elif known[1] != DT_DIR and (
+                change := meet_file(txn, self.parent, child, known[0], self.ownership, self.now_ns)
+            ):
                 changes.append(change)
-        return changes, deferred
-
-    def _meet_file(self, txn: IndexTransaction, child: Child, ino: int) -> Change | None:
-        old = txn.inode(ino)
-        if old is not None and child.version is not None and is_same_version(old.version, child.version):
-            if old.version.mtime_ns == child.version.mtime_ns:
-                return None
-            mtime_ns, size_bytes = child.version.mtime_ns, child.version.size_bytes
-            attr = make_attr(ino, old.mode, size_bytes, mtime_ns, self.ownership.uid, self.ownership.gid)
-            txn.put_inode(replace(old, attr=attr))
-            return Change(ChangeKind.TOUCHED, self.parent, child.name, ino)
-        _remove(txn, self.parent, child.name, ino, self.now_ns)
-        _add(txn, self.parent, child, self.ownership, self.now_ns)
-        return Change(ChangeKind.REPLACED, self.parent, child.name, ino)
-
-
-@dataclass(frozen=True, slots=True)
-class FinishListing:
-    """Make a directory's listing complete: names that were not seen go, deferred files are decided.
-
-    seen: every name the listing held, or None when the directory had no entries before it began.
-    Returns the changes and how many deferred files stay hidden behind a directory.
-    """
-
-    parent: int
-    listed_at_ns: int
-    seen_files: frozenset[bytes] | None
-    seen_dirs: frozenset[bytes]
-    deferred: tuple[Child, ...]
-    ownership: Ownership
-    has_changed: bool = False
-    """Whether the pages of this listing changed anything: then the directory's mtime moves, by which the kernel
-    recognises that a listing it cached is old."""
-
-    def apply(self, txn: IndexTransaction) -> tuple[list[Change], int]:
-        directory = txn.inode(self.parent)
-        changes: list[Change] = []
-        hidden = 0
-        if directory is None or not directory.is_dir or txn.is_orphan(self.parent):
-            return changes, hidden
-        if self.seen_files is not None:
-            for name, ino, _dtype in txn.entries(self.parent):
-                if name not in self.seen_dirs and name not in self.seen_files:
-                    below = _remove(txn, self.parent, name, ino, self.listed_at_ns)
-                    changes += [Change(ChangeKind.REMOVED, self.parent, name, ino), *below]
-        for child in self.deferred:
-            if child.name in self.seen_dirs:
-                hidden += 1
-                continue
-            known = txn.entry(self.parent, child.name)
-            below = []
-            if known is not None:
-                below = _remove(txn, self.parent, child.name, known[0], self.listed_at_ns)
-            ino = _add(txn, self.parent, child, self.ownership, self.listed_at_ns)
-            if known is None:
-                changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
-            else:
-                changes += [Change(ChangeKind.REPLACED, self.parent, child.name, known[0]), *below]
-        # A first listing does not move it: who saw the directory before must not find it changed by being looked at.
-        has_changed = directory.is_listed and (changes or self.has_changed)
-        mtime_ns = self.listed_at_ns if has_changed else directory.version.mtime_ns
-        fresh = directory_inode(self.parent, directory.key, mtime_ns, self.ownership)
-        txn.put_inode(replace(fresh, listed_at_ns=self.listed_at_ns, flags=directory.flags | FLAG_LISTED))
-        return changes, hidden
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveName:
-    """Take one name away that the backend does not have any more."""
-
-    parent: int
-    name: bytes
-    now_ns: int
-
-    def apply(self, txn: IndexTransaction) -> list[Change]:
-        known = txn.entry(self.parent, self.name)
-        if known is None:
-            return []
-        below = _remove(txn, self.parent, self.name, known[0], self.now_ns)
-        return [Change(ChangeKind.REMOVED, self.parent, self.name, known[0]), *below]
+        if changes:
+            mark_changed(txn, self.parent, self.now_ns)
+        return changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +226,24 @@ def blocks_bytes(size_bytes: int, part: int, mask: int) -> int:
     return total
 
 
-def _add(txn: IndexTransaction, parent: int, child: Child, owner: Ownership, now_ns: int) -> int:
+def meet_file(
+    txn: IndexTransaction, parent: int, child: Child, ino: int, owner: Ownership, now_ns: int
+) -> Change | None:
+    """Let a name that leads to a file lead to what was found under it; None: nothing has changed."""
+    old = txn.inode(ino)
+    if old is not None and child.version is not None and is_same_version(old.version, child.version):
+        if old.version.mtime_ns == child.version.mtime_ns:
+            return None
+        mtime_ns, size_bytes = child.version.mtime_ns, child.version.size_bytes
+        attr = make_attr(ino, old.mode, size_bytes, mtime_ns, owner.uid, owner.gid)
+        txn.put_inode(replace(old, attr=attr))
+        return Change(ChangeKind.TOUCHED, parent, child.name, ino)
+    remove_leaf(txn, parent, child.name, ino, now_ns)
+    add_child(txn, parent, child, owner, now_ns)
+    return Change(ChangeKind.REPLACED, parent, child.name, ino)
+
+
+def add_child(txn: IndexTransaction, parent: int, child: Child, owner: Ownership, now_ns: int) -> int:
     """Give a child a new inode and its name; return the inode number."""
     ino = txn.new_ino()
     inode: Inode
@@ -320,24 +257,23 @@ def _add(txn: IndexTransaction, parent: int, child: Child, owner: Ownership, now
     return ino
 
 
-def _remove(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> list[Change]:
-    """Take a name away, and for a directory everything below it; the inodes become orphans.
+def remove_leaf(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> None:
+    """Take away the name of a file, or of a directory with nothing in it; the inode becomes an orphan."""
+    inode = txn.inode(ino)
+    txn.delete_entry(parent, name)
+    txn.put_orphan(ino, now_ns)
+    if inode is not None and not inode.is_dir:
+        txn.add_totals(-1, -inode.size_bytes)
 
-    Returns the changes below the name: who holds a vanished directory open must not go on listing it from the kernel.
+
+def mark_changed(txn: IndexTransaction, ino: int, now_ns: int) -> None:
+    """Move the mtime of a listed directory, in the transaction that changes what is in it.
+
+    By it the kernel recognises that a listing it cached is old, also when the core dies before it can say so.  Hence
+    never twice the same.  A directory that was not listed has been shown to nobody.
     """
-    changes: list[Change] = []
-    pending = [(parent, name, ino)]
-    while pending:
-        above, gone, gone_ino = pending.pop()
-        inode = txn.inode(gone_ino)
-        txn.delete_entry(above, gone)
-        txn.put_orphan(gone_ino, now_ns)
-        if inode is None:
-            continue
-        if inode.is_dir:
-            children = [(gone_ino, below, below_ino) for below, below_ino, _dtype in txn.entries(gone_ino)]
-            changes += [Change(ChangeKind.REMOVED, *child) for child in children]
-            pending += children
-        else:
-            txn.add_totals(-1, -inode.size_bytes)
-    return changes
+    directory = txn.inode(ino)
+    if directory is None or not directory.is_listed:
+        return
+    mtime_ns = max(now_ns, directory.version.mtime_ns + 1)
+    txn.put_inode(replace(directory, attr=moved_attr(directory.attr, mtime_ns)))

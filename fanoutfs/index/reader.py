@@ -53,6 +53,16 @@ class IndexReader:
         """Return the raw block map of one part of a file."""
         return txn.get(PART_KEY.pack(ino, part), db=self._db.blocks)
 
+    def settings(self, txn: lmdb.Transaction, beginning: bytes) -> dict[bytes, bytes]:
+        """Return the settings whose name begins so."""
+        found = {}
+        with txn.cursor(db=self._db.settings) as cursor:
+            more = cursor.set_range(beginning)
+            while more and bytes(cursor.key()).startswith(beginning):
+                found[bytes(cursor.key())] = bytes(cursor.value())
+                more = cursor.next()
+        return found
+
     def totals(self, txn: lmdb.Transaction) -> tuple[int, int]:
         """Return (files, bytes) of all known files."""
         value = txn.get(b"totals", db=self._db.settings)

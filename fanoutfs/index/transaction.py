@@ -35,17 +35,34 @@ class IndexTransaction:
     def __init__(self, environment: IndexEnvironment, txn: lmdb.Transaction) -> None:
         self._db = environment
         self._txn = txn
+        self._changed_settings: dict[bytes, bytes] = {}
 
     # --- settings ----------------------------------------------------------------------------------------------
 
     def setting(self, name: bytes) -> bytes | None:
         """Return a setting's raw value."""
+        if name in self._changed_settings:
+            return self._changed_settings[name]
         value = self._txn.get(name, db=self._db.settings)
         return None if value is None else bytes(value)
 
     def set_setting(self, name: bytes, value: bytes) -> None:
         """Store a setting."""
-        self._txn.put(name, value, db=self._db.settings)
+        self._changed_settings[name] = value
+
+    def delete_settings(self, beginning: bytes) -> None:
+        """Remove all settings whose name begins so."""
+        self.flush()
+        with self._txn.cursor(db=self._db.settings) as cursor:
+            more = cursor.set_range(beginning)
+            while more and bytes(cursor.key()).startswith(beginning):
+                more = cursor.delete()
+
+    def flush(self) -> None:
+        """Write the changed settings: counters move with every file, and a page of a listing has a thousand."""
+        for name, value in self._changed_settings.items():
+            self._txn.put(name, value, db=self._db.settings)
+        self._changed_settings.clear()
 
     def _counter(self, name: bytes, default: int = 0) -> int:
         value = self.setting(name)
@@ -122,6 +139,34 @@ class IndexTransaction:
                 more = cursor.next()
         return found
 
+    def entries_between(self, parent: int, after: bytes, before: bytes) -> Iterator[tuple[bytes, int, int]]:
+        """Yield (name, inode, DT_ type) of the names that sort strictly between two others.
+
+        No entry may be changed meanwhile.
+        """
+        prefix = INO_KEY.pack(parent)
+        end = prefix + before
+        with self._txn.cursor(db=self._db.entries) as cursor:
+            more = cursor.set_range(prefix + after + b"\0")
+            while more:
+                key = bytes(cursor.key())
+                if key >= end or not key.startswith(prefix):
+                    return
+                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
+                yield key[8:], ino, dtype
+                more = cursor.next()
+
+    def first_entry(self, parent: int) -> tuple[bytes, int] | None:
+        """Return (name, inode) of a directory's first entry; None: it is empty."""
+        prefix = INO_KEY.pack(parent)
+        with self._txn.cursor(db=self._db.entries) as cursor:
+            if not cursor.set_range(prefix):
+                return None
+            key = bytes(cursor.key())
+            if not key.startswith(prefix):
+                return None
+            return key[8:], ENTRY_VALUE.unpack(cursor.value())[0]
+
     # --- orphans -----------------------------------------------------------------------------------------------
 
     def put_orphan(self, ino: int, now_ns: int) -> None:
@@ -174,7 +219,9 @@ def write_transaction(environment: IndexEnvironment) -> Iterator[IndexTransactio
     """
     try:
         with environment.env.begin(write=True) as txn:
-            yield IndexTransaction(environment, txn)
+            transaction = IndexTransaction(environment, txn)
+            yield transaction
+            transaction.flush()
     except BROKEN as error:
         environment.broken.set()
         raise StoreBrokenError(f"the index is damaged: {error}") from error

@@ -242,6 +242,110 @@ def test_key_that_cannot_be_addressed_is_missing_not_another_object(place: Place
         place.backend.get_range(key, 0, 1, Version("x", "", 1, 0))
 
 
+# --- scans: everything below a prefix ------------------------------------------------------------------------------
+
+TREE = ("a", "a-1/x", "a.txt", "b/c/d", "b/c.e", "b/f", "b-", "g/h", "z")
+
+
+def _scan(place: Place, below: str = "", after: str = "", limit: int | None = None) -> list[str]:
+    """Return the keys of objects in the order they came, relative to the place's prefix."""
+    start = place.prefix + after if after else ""
+    pages = list(place.backend.scan(place.prefix + below, start, limit))
+    assert not any(page.prefixes for page in pages)
+    return [info.key.removeprefix(place.prefix) for page in pages for info in page.objects]
+
+
+def _files(keys: list[str]) -> list[str]:
+    return [key for key in keys if not key.endswith("/")]
+
+
+def test_scan_yields_everything_below_the_prefix_once(place: Place) -> None:
+    for key in TREE:
+        place.put(key, b"x")
+    assert sorted(_files(_scan(place))) == sorted(TREE)
+    assert sorted(_files(_scan(place, "b/"))) == ["b/c.e", "b/c/d", "b/f"]
+    assert _scan(place, "nothing/") == []
+
+
+def test_scan_comes_in_key_order_or_in_tree_order(place: Place) -> None:
+    for key in (*TREE, "g/h.1", "b/c/e"):
+        place.put(key, b"x")
+    keys = _files(_scan(place))
+    assert keys in (sorted(keys), sorted(keys, key=lambda key: key.replace("/", "\0")))
+
+
+def test_scan_and_listing_agree_on_the_version(place: Place) -> None:
+    place.put("d/a", BODY)
+    (listed,) = [info for page in place.backend.list(place.prefix + "d/") for info in page.objects]
+    (scanned,) = [info for page in place.backend.scan(place.prefix + "d/") for info in page.objects]
+    assert listed == scanned
+
+
+def test_scan_behind_any_key_goes_on_with_the_next(place: Place) -> None:
+    for key in TREE:
+        place.put(key, b"x")
+    keys = _files(_scan(place))
+    for at, key in enumerate(keys):
+        assert _files(_scan(place, after=key)) == keys[at + 1 :]
+    assert _files(_scan(place, "b/", after="b/c/d")) == [
+        key for key in ("b/c.e", "b/f") if key in keys[keys.index("b/c/d") :]
+    ]
+
+
+def test_scan_of_more_than_a_page_returns_all(place: Place) -> None:
+    names = [f"many/{number // 300}/{number:04d}" for number in range(1203)]
+    for name in names:
+        place.put(name, b"")
+    assert _files(_scan(place, "many/")) == names
+    assert len(list(place.backend.scan(place.prefix + "many/"))) > 1
+
+
+def test_scan_with_a_limit_stops_early_but_answers(place: Place) -> None:
+    for number in range(5):
+        place.put(f"a/{number}", b"")
+    assert 1 <= len(_scan(place, limit=1)) < 5
+    assert _files(_scan(place, "a/", after="a/1", limit=1))[:1] == ["a/2"]
+
+
+def test_next_page_of_a_scan_after_an_error_is_the_same_page(place: Place) -> None:
+    place.put("a", b"x")
+    faulty = FaultyBackend(place.backend)
+    faulty.script("scan", TransientError("reset"), PASS)
+    pages = faulty.scan(place.prefix)
+    with pytest.raises(TransientError):
+        next(pages)
+    assert [info.key for info in next(pages).objects] == [place.prefix + "a"]
+    assert not any(page.objects for page in pages)
+
+
+def test_scan_of_a_directory_shows_empty_directories(tmp_path: Path) -> None:
+    (tmp_path / "a/empty").mkdir(parents=True)
+    (tmp_path / "a/file").touch()
+    pages = LocalBackend(str(tmp_path)).scan("")
+    assert [info.key for page in pages for info in page.objects] == ["a/", "a/empty/", "a/file"]
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../..", "../b"])
+def test_directory_that_leads_back_to_one_above_it_is_hidden_from_scan_and_listing(tmp_path: Path, target: str) -> None:
+    source = tmp_path / "source"
+    (source / "a").mkdir(parents=True)
+    (source / "a/file").touch()
+    (source / "b").symlink_to("a")
+    (source / "a/up").symlink_to(target)
+    backend = LocalBackend(str(source))
+    keys = [info.key for page in backend.scan("") for info in page.objects]
+    if target == "../..":  # only below it the source comes again
+        assert keys == ["a/", "a/file", "a/up/", "b/", "b/file", "b/up/"]
+        assert [page.prefixes for page in backend.list("a/up/")] == [()]
+        return
+    assert keys == ["a/", "a/file", "b/", "b/file"]
+    for prefix, hidden in (("a/", 1), ("b/", 1), ("a/up/", 0)):
+        pages = list(backend.list(prefix))
+        assert [page.prefixes for page in pages] == [()]
+        assert sum(page.hidden for page in pages) == hidden
+    assert not any(page.objects or page.prefixes for page in backend.list("a/up/", limit=1))
+
+
 # --- S3 only -----------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +392,14 @@ def test_backslash_is_an_ordinary_character(moto_place: Place) -> None:
     assert moto_place.backend.head("a\\b").version.size_bytes == 1
 
 
+def test_scan_names_the_directory_of_keys_that_cannot_be_shown(moto_place: Place) -> None:
+    for key in ("..", "/lead", "d//e", "e/../f", "g/\x01", "t/", "good"):
+        moto_place.put(key, b"x")
+    pages = list(moto_place.backend.scan(""))
+    assert sorted(info.key for page in pages for info in page.objects) == ["d/", "e/", "g/", "good", "t/"]
+    assert sum(page.hidden for page in pages) == 5
+
+
 def test_list_limit_asks_the_store_for_no_more(moto_place: Place) -> None:
     for number in range(5):
         moto_place.put(f"{number}", b"")
@@ -303,6 +415,15 @@ def test_list_of_a_missing_bucket_raises_bucket_missing(weed: S3Server, open_buc
 def test_list_of_a_missing_directory_raises_bucket_missing(tmp_path: Path) -> None:
     with pytest.raises(BucketMissingError):
         list(LocalBackend(str(tmp_path / "nothing")).list(""))
+
+
+def test_scan_of_a_missing_bucket_raises_bucket_missing(
+    weed: S3Server, open_bucket: Callable[..., Backend], tmp_path: Path
+) -> None:
+    with pytest.raises(BucketMissingError, match="no-such-bucket"):
+        list(open_bucket(Bucket(weed.endpoint, "no-such-bucket")).scan(""))
+    with pytest.raises(BucketMissingError):
+        list(LocalBackend(str(tmp_path / "nothing")).scan(""))
 
 
 @pytest.mark.parametrize(

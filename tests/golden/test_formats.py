@@ -27,6 +27,18 @@ from fanoutfs.index.format import (
     file_inode,
     unpack_inode,
 )
+from fanoutfs.index.importing import (
+    Frame,
+    KeyRange,
+    Place,
+    import_setting,
+    place_setting,
+    range_setting,
+    unpack_place,
+    unpack_range,
+)
+from fanoutfs.index.merging import Frontier
+from fanoutfs.index.operations import Child
 from fanoutfs.records import BLOCK_BYTES, MIB, PART_BLOCKS, Version
 from fanoutfs.wire.hints import Hint, HintKind
 from fanoutfs.wire.relay import DONE, Outcome, Verb, make_intent, make_unique
@@ -92,6 +104,27 @@ def test_settings() -> None:
     assert OWNER.pack().hex() == "e8030000e9030000a0010000e80100000000020000000000"
     assert TOTALS.pack(3, 5).hex() == "03000000000000000500000000000000"
     assert U64.pack(FORMAT_VERSION).hex() == "0100000000000000"
+
+
+def test_import_progress() -> None:
+    waiting = Child(b"c\xff", "a/b/c", Version("e", "v", 5, 7))
+    frames = (
+        Frame("", b"", Frontier(b"a", b"a/"), 3, is_whole=False),
+        Frame("a/", b"a", Frontier(b"c\xff", b"c\xff"), 4, is_whole=True, deferred=(waiting,)),
+    )
+    place = Place("a/c", 9, False, frames)
+    assert place.pack() == (
+        b'{"key": "a/c", "keys": 9, "is_done": false, "frames": ['
+        b'{"prefix": "", "name": "", "reached": ["a", "a/"], "started_ns": 3, "is_whole": false, '
+        b'"deferred": []}, '
+        b'{"prefix": "a/", "name": "a", "reached": ["c\\udcff", "c\\udcff"], "started_ns": 4, "is_whole": true, '
+        b'"deferred": [["c\\udcff", "a/b/c", "e", "v", 5, 7]]}]}'
+    )
+    assert unpack_place(place.pack()) == place
+    assert KeyRange("a", None).pack() == b'{"after": "a", "upto": null}'
+    assert unpack_range(KeyRange("a", "b").pack()) == KeyRange("a", "b")
+    assert place_setting("a/", 3) == b"import/b3dda5b674f9ce730a37dee0a33bb31e/00000003/place"
+    assert range_setting("a/", 3) == import_setting("a/") + b"/00000003/range"
 
 
 def test_small_file_records() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from fanoutfs.index.format import Ownership
-from fanoutfs.index.operations import ApplyChildren, Change, Child, FinishListing, OpenVolume
+from fanoutfs.index.merging import BEGIN, END, MergeNames
+from fanoutfs.index.operations import Change, Child, OpenVolume
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.records import KIB, ROOT_INO, Version
@@ -53,19 +54,17 @@ def enter_listing(
 ) -> tuple[list[Change], int]:
     """Enter a complete listing page by page, as core.listing does; return (changes, hidden files)."""
     changes: list[Change] = []
-    deferred: list[Child] = []
-    for page in pages:
-        more, later = apply(environment, ApplyChildren(parent, tuple(page), OWNER, now_ns).apply)
-        changes += more
-        deferred += later
-    found = [child for page in pages for child in page]
-    finish = FinishListing(
-        parent=parent,
-        listed_at_ns=now_ns,
-        seen_files=frozenset(child.name for child in found if child.version),
-        seen_dirs=frozenset(child.name for child in found if not child.version),
-        deferred=tuple(deferred),
-        ownership=OWNER,
-    )
-    last, hidden = apply(environment, finish.apply)
-    return changes + last, hidden
+    hidden = 0
+    before = BEGIN
+    deferred: tuple[Child, ...] = ()
+    for page, listed_at_ns in (*((page, None) for page in pages), ([], now_ns)):
+        after = END if listed_at_ns is not None else before.advanced(page)
+        while True:
+            merge = MergeNames(parent, tuple(page), before, after, OWNER, now_ns, deferred, listed_at_ns)
+            result = apply(environment, merge.apply)
+            changes += result.changes
+            if result.is_done:
+                break
+        hidden += result.hidden
+        before, deferred = after, result.deferred
+    return changes, hidden

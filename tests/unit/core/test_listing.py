@@ -168,17 +168,33 @@ async def test_failed_listing_reaches_everyone_and_is_not_remembered(tmp_path: P
         assert core.inode("").is_listed
 
 
-async def test_failed_second_page_leaves_the_older_listing_whole(tmp_path: Path) -> None:
+async def test_failed_second_page_takes_away_only_what_the_first_one_passed_over(tmp_path: Path) -> None:
     async with running_core(tmp_path) as core:
         for name in "abc":
             core.write(name, b"1")
         await core.listings.refresh(ROOT_INO)
-        (core.source / "a").unlink()
+        for name in "ac":
+            (core.source / name).unlink()
         core.backend.script("list", lambda body: body, TransientError("reset"))
         with pytest.raises(TransientError):
             await core.listings.refresh(ROOT_INO)
-        assert names(core) == {b"a", b"b", b"c"}
+        assert names(core) == {b"b", b"c"}
         assert core.inode("").is_listed
+        await core.listings.refresh(ROOT_INO)
+        assert names(core) == {b"b"}
+
+
+async def test_store_that_lists_in_no_order_is_listed_as_a_whole(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as core:
+        for name in ("a", "b", "d/x"):  # the rig's pages: directories, then files
+            core.write(name, b"1")
+        for _again in range(2):
+            await core.listings.refresh(ROOT_INO)
+            assert names(core) == {b"a", b"b", b"d"}
+        core.write("c", b"1")
+        (core.source / "a").unlink()
+        await core.listings.refresh(ROOT_INO)
+        assert names(core) == {b"b", b"c", b"d"}
 
 
 async def test_listing_waits_as_long_as_pages_arrive(tmp_path: Path, mock_clock: trio.testing.MockClock) -> None:

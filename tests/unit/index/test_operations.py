@@ -11,7 +11,6 @@ from fanoutfs.index.operations import (
     Change,
     ChangeKind,
     DropBlocks,
-    FinishListing,
     FreeOrphans,
     OpenVolume,
     PutBlocks,
@@ -105,7 +104,7 @@ def test_name_that_is_gone_is_removed_with_everything_below(index: IndexEnvironm
     gone = {(ROOT_INO, b"d"): directory}
     gone |= {(directory, name): ino for name, ino in below.items()}
     gone |= {(below[b"e"], name): ino for name, ino in deepest.items()}
-    assert changes[0].ino == directory
+    assert changes[-1].ino == directory
     assert {(change.parent, change.name): change.ino for change in changes} == gone
     assert {change.kind for change in changes} == {ChangeKind.REMOVED}
     assert orphans(index) == {directory, *below.values(), *deepest.values()}
@@ -127,7 +126,12 @@ def test_directory_that_becomes_a_file_is_replaced_when_the_listing_is_complete(
     enter_listing(index, [file("x", size=9, prefix="a/")], parent=old)
     below = names(index, old)[b"x"]
     changes, hidden = enter_listing(index, [file("a", size=3)])
-    assert changes == [Change(ChangeKind.REPLACED, ROOT_INO, b"a", old), Change(ChangeKind.REMOVED, old, b"x", below)]
+    new = names(index)[b"a"]
+    assert changes == [
+        Change(ChangeKind.REMOVED, old, b"x", below),
+        Change(ChangeKind.REMOVED, ROOT_INO, b"a", old),
+        Change(ChangeKind.ADDED, ROOT_INO, b"a", new),
+    ]
     assert (hidden, totals(index)) == (0, (1, 3))
 
 
@@ -173,9 +177,8 @@ def test_listing_of_an_orphaned_directory_changes_nothing(index: IndexEnvironmen
 
 
 def test_listing_of_a_freed_directory_changes_nothing(index: IndexEnvironment) -> None:
-    assert apply(index, ApplyChildren(999, (file("a"),), OWNER, NOW_NS).apply) == ([], [])
-    finish = FinishListing(999, NOW_NS, frozenset(), frozenset(), (file("a"),), OWNER)
-    assert apply(index, finish.apply) == ([], 0)
+    assert apply(index, ApplyChildren(999, (file("a"),), OWNER, NOW_NS).apply) == []
+    assert enter_listing(index, [file("a")], parent=999) == ([], 0)
     assert totals(index) == (0, 0)
 
 
