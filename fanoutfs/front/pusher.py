@@ -202,7 +202,7 @@ class Mover:
                     raise _UnmountedError from error
                 if error.errno != errno.ENOENT:
                     log.warning("push refused ino=%d: %s", ino, error)
-                policy.settle_absent(ino)
+                policy.settle_refused(ino, time.monotonic())
                 refused += 1
             else:
                 policy.settle_pushed(ino, size)

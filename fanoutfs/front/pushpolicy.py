@@ -43,8 +43,9 @@ _EARNED_FILES: Final = 4
 _MIN_PATIENCE: Final = 64
 _MAX_STRIKES: Final = 10
 _MAX_LEAD: Final = 64
-_LISTED_PAUSE_S: Final = 0.01
-"""The front tells of a listing when it has answered; the reader's own process then enters it into the kernel."""
+_LISTED_PAUSES_S: Final = (0.01, 0.05, 0.25, 1.0)
+"""The front tells of a listing when it has answered; the reader's own process then enters it into the kernel, when it
+gets a processor.  A file the kernel does not hold yet is tried again, so often, after pauses that long."""
 _SETTLED_S: Final = 2.0
 """A READ of a file that was pushed this long before did not cross the push: the kernel gave its pages up."""
 
@@ -52,13 +53,14 @@ _SETTLED_S: Final = 2.0
 class _Chunk:
     """64 numbers in a row.  listed: the kernel has had their entries; done: pushed, left out or read, at `done_s`."""
 
-    __slots__ = ("done", "done_s", "listed", "listed_s")
+    __slots__ = ("done", "done_s", "due_s", "listed", "tries")
 
     def __init__(self) -> None:
         self.listed = 0
         self.done = 0
         self.done_s = 0.0
-        self.listed_s = 0.0
+        self.due_s = 0.0
+        self.tries = 0
 
 
 class PushPolicy:
@@ -74,6 +76,7 @@ class PushPolicy:
         self._announced: deque[int] = deque(maxlen=_MAX_ANNOUNCED)
         self._cursors: OrderedDict[int, None] = OrderedDict()
         self._sweep: deque[int] = deque()
+        self._retries: deque[int] = deque()
         self._taken: set[int] = set()
         """Numbers handed out and not settled; who is read meanwhile leaves."""
         self._reclaimed_s = -1.0
@@ -118,7 +121,8 @@ class PushPolicy:
             width = min(_CHUNK - bit, end - first)
             chunk = self._chunk(number)
             chunk.listed |= ((1 << width) - 1) << bit
-            chunk.listed_s = now_s
+            chunk.tries = 0
+            self._put_off(chunk, now_s)
             if not self._sweep or self._sweep[-1] != number:
                 self._sweep.append(number)
             first += width
@@ -156,16 +160,21 @@ class PushPolicy:
         """
         if self.is_stalled:
             return []
-        batch = self._take_announced(now_s) or self._take_at_cursor(now_s) or self._take_swept(now_s)
+        batch = (
+            self._take_announced(now_s)
+            or self._take_at_cursor(now_s)
+            or self._take_swept(self._sweep, now_s)
+            or self._take_swept(self._retries, now_s)
+        )
         self._taken.update(batch)
         return batch
 
     def listed_pause_s(self, now_s: float) -> float | None:
         """Return after which time the sweep may go on; None: there is nothing to sweep."""
-        if not self._sweep or self.is_stalled:
+        if self.is_stalled:
             return None
-        chunk = self._chunks.get(self._sweep[0])
-        return 0.0 if chunk is None else max(0.0, chunk.listed_s + _LISTED_PAUSE_S - now_s)
+        heads = [self._chunks.get(queue[0]) for queue in (self._sweep, self._retries) if queue]
+        return min((0.0 if chunk is None else max(0.0, chunk.due_s - now_s) for chunk in heads), default=None)
 
     def still_wanted(self, ino: int) -> bool:
         """Tell whether a number handed out is still to be pushed: nobody has read it meanwhile."""
@@ -195,8 +204,21 @@ class PushPolicy:
             self._open_bytes = 0
         self._taken.discard(ino)
 
+    def settle_refused(self, ino: int, now_s: float) -> None:
+        """The kernel does not hold the file: not yet, or not any more."""
+        number = ino // _CHUNK
+        chunk = self._chunks.get(number)
+        if chunk is None or (now_s >= chunk.due_s and chunk.tries >= len(_LISTED_PAUSES_S)):
+            self.settle_absent(ino)
+            return
+        self._taken.discard(ino)
+        chunk.done &= ~(1 << ino % _CHUNK)
+        if now_s >= chunk.due_s:  # else another file of the chunk was refused a moment ago
+            self._put_off(chunk, now_s)
+            self._retries.append(number)
+
     def settle_absent(self, ino: int) -> None:
-        """The file is not in the store, or the kernel does not hold it: not to be tried before it is listed again."""
+        """The file is not in the store: not to be tried before it is listed again."""
         self._taken.discard(ino)
         chunk = self._chunks.get(ino // _CHUNK)
         if chunk is not None:
@@ -254,6 +276,10 @@ class PushPolicy:
                 self._chunks.popitem(last=False)
         return chunk
 
+    def _put_off(self, chunk: _Chunk, now_s: float) -> None:
+        chunk.due_s = now_s + _LISTED_PAUSES_S[chunk.tries]
+        chunk.tries += 1
+
     def _left(self, number: int) -> int:
         """Return the bits of a chunk that are listed and not done."""
         chunk = self._chunks.get(number)
@@ -301,20 +327,24 @@ class PushPolicy:
             return batch
         return []
 
-    def _take_swept(self, now_s: float) -> list[int]:
-        while self._sweep:
-            chunk = self._chunks.get(self._sweep[0])
-            if chunk is not None and now_s - chunk.listed_s < _LISTED_PAUSE_S:
+    def _take_swept(self, queue: deque[int], now_s: float) -> list[int]:
+        while queue:
+            chunk = self._chunks.get(queue[0])
+            if chunk is not None and now_s < chunk.due_s:
+                if queue is self._sweep and chunk.tries > 1:
+                    queue.popleft()  # it waits among the retries
+                    continue
                 return []
-            batch = self._take(self._sweep[0], now_s)
+            batch = self._take(queue[0], now_s)
             if batch:
                 return batch
-            self._sweep.popleft()
+            queue.popleft()
         return []
 
     def _take(self, number: int, now_s: float) -> list[int]:
-        """Take up to a batch of a chunk that is listed and not done."""
-        bits = self._left(number)
+        """Take up to a batch of a chunk that is listed, not put off and not done."""
+        chunk = self._chunks.get(number)
+        bits = self._left(number) if chunk is not None and now_s >= chunk.due_s else 0
         taken = 0
         batch: list[int] = []
         while bits and len(batch) < BATCH:
