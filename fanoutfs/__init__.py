@@ -18,7 +18,8 @@ Layers, imports point right only:
 cli → keeper → {front | core | bench} → {index, cache, backend} → {wire, observe, config} → {errors, records, clock}
 
 Invariants:
-* What a front answers from is committed.  Bytes are removed only after a grace period in which every front was idle.
+* What a front answers from is committed, or stands in the arena (fetched bytes in shared memory, read before they are
+  on disk).  Bytes are removed only after a grace period in which every front was idle.
 * A file's attributes and content never change under its inode number; a changed object is a new inode.  Inode
   numbers are never reused within an index, and everything filed under them goes when an index is begun anew.
 * The index never promises bytes that are not in the cache file; the checksum catches what the disk did to them.
@@ -27,3 +28,19 @@ Invariants:
 Words: a *backend* holds *objects* (keys) in *versions*; an *entry* is a name in a directory; *blocks* (256 KiB) are
 checksummed, *parts* (8 MiB) fetched and evicted; a *fill* brings bytes to the cache; the *relay* joins front and core.
 """
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fanoutfs.cli.plans import Announced, announce
+
+__all__ = ["Announced", "announce"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load what jobs use only when they do: every process of a mount imports this module."""
+    if name in __all__:
+        from fanoutfs.cli import plans  # noqa: PLC0415
+
+        return getattr(plans, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,13 +14,12 @@ Importing this package loads no client library; `open_backend` does.
 from typing import TYPE_CHECKING
 
 from fanoutfs.backend.base import Backend
-from fanoutfs.backend.source import source_root
 
 if TYPE_CHECKING:
     from fanoutfs.backend.measure import Counter
     from fanoutfs.config.schema import MountConfig
 
-__all__ = ["Backend", "config_root", "open_backend", "source_root"]
+__all__ = ["Backend", "config_root", "open_backend"]
 
 
 def open_backend(config: "MountConfig", count: "Counter | None" = None) -> Backend:

@@ -25,9 +25,9 @@ from fanoutfs.backend.measure import Counter, MeasuringBackend, ignore
 from fanoutfs.backend.metadata import find_metadata_credentials
 from fanoutfs.backend.retry import RetryingBackend, RetryPolicy
 from fanoutfs.backend.s3list import S3Lister, S3Place
-from fanoutfs.backend.source import Source, parse_source
 from fanoutfs.backend.store import StoreBackend
 from fanoutfs.config.schema import MountConfig
+from fanoutfs.config.source import Source, parse_source
 from fanoutfs.errors import BackendError, BucketMissingError, CredentialsError, UsageError
 
 if TYPE_CHECKING:  # obstore declares these in its stubs only

@@ -2,12 +2,16 @@
 
 Every comparison happens in one run on one machine, in rounds, and is given as a ratio of medians.
 
-* `peers`: ext4, `passthrough` (an ordinary pyfuse3 file system), rclone, s3fs and fanoutfs as context managers;
+* `peers`: ext4, `passthrough` (an ordinary pyfuse3 file system, tuned or set as its example is), rclone, s3fs and
+  fanoutfs as context managers;
 * `load`: processes that start together; the opens, the sequential and the small-file readers, the direct fetch;
+* `epoch_read`: loaders that list, divide and read a data set; `direct`: the store's client without a file system;
+* `delay`: a distance to the store, and what was sent over it; `cpu`: CPU time by process; `heard`: messages;
 * `data`: the files that are read and their way into a bucket; `witness`: what the object store says it sent;
 * `report`: rounds to medians, ratios, checks, JSON and a table;
 * `scope`: processes, mounts and directories that surely end;
-* `storm`, `cold`, `fio`, `quickstart`: the programs behind scripts/.
+* `features`: what this build can do, and how it is switched off;
+* `storm`, `cold`, `fio`, `epoch`, `training`, `quickstart`: the programs behind scripts/.
 
 The object store and the proxy that is the witness come from tests/support; scripts/lib hands them over (`lab.Lab`), so
 that nothing here imports tests.

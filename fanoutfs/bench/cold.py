@@ -19,7 +19,7 @@ from fanoutfs.bench import fio, load, machine
 from fanoutfs.bench.data import fetch_directly, make_large_file, make_small_files, upload
 from fanoutfs.bench.lab import Lab, LabMaker
 from fanoutfs.bench.peers import Peer, counters, describe, start_peers
-from fanoutfs.bench.program import PEER_NAMES, Race, make_parser, make_peers, run, stage
+from fanoutfs.bench.program import PEER_NAMES, Race, add_large_file, make_parser, make_peers, run, stage
 from fanoutfs.bench.report import SUBJECT, Report
 from fanoutfs.records import MIB, PART_BYTES
 
@@ -39,6 +39,7 @@ _MB: Final = 1e6
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     """Run the program and return its exit code."""
     parser = make_parser("Large and small reads from page cache, local cache and object store.")
+    add_large_file(parser)
     parser.add_argument("--only", default="sequential,remote,small,fio", help="parts to run")
     parser.add_argument("--latency-ms", type=float, default=20.0, help="injected before every answer of the store")
     parser.add_argument(

@@ -13,13 +13,15 @@ from fanoutfs.bench.witness import Proxy
 class Lab:
     """One running object store.
 
-    bucket: the store itself; watched: the same bucket through the proxy; source: the local copy of what is in it.
+    bucket: the store itself; watched: the same bucket through the proxy; source: the local copy of what is in it;
+    store_pid: the process of the store, for its CPU time.
     """
 
     source: Path
     bucket: Bucket
     watched: Bucket
     proxy: Proxy
+    store_pid: int
 
 
 LabMaker = Callable[[Path], AbstractContextManager[Lab]]

@@ -25,6 +25,7 @@ from typing import Final
 
 import xxhash
 
+from fanoutfs.bench.scope import without_interrupts
 from fanoutfs.errors import FanoutError
 from fanoutfs.records import KIB, MIB
 
@@ -102,10 +103,11 @@ def run_together(
         pids: set[int] = set()
         scope.callback(_kill, pids)
         for index in range(processes):
-            pid = os.fork()
-            if pid == 0:
-                _run_child(index, slots[index], gate, work)
-            pids.add(pid)
+            with without_interrupts():  # raised inside an at-fork hook it would be printed and forgotten
+                pid = os.fork()
+                if pid == 0:
+                    _run_child(index, slots[index], gate, work)
+                pids.add(pid)
         gate.open_for(processes)
         problem = gate.wait_for_all(deadline_s, None if progress is None else lambda: progress(_operations(slots)))
         if problem:
@@ -186,6 +188,7 @@ def _run_child(index: int, slot: Slot, gate: _Gate, work: Work) -> None:
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its children
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
         gate.pass_through()
         slot.start()
         work(index, slot)

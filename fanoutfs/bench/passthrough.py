@@ -1,11 +1,16 @@
 """An ordinary pyfuse3 file system over a directory: the peer that shows what an open costs when it costs a message.
 
-Its own process: `python -m fanoutfs.bench.passthrough SOURCE MOUNTPOINT`, in the foreground, until umount or SIGTERM.
+Its own process: `python -m fanoutfs.bench.passthrough [--as-example] SOURCE MOUNTPOINT`, in the foreground, until it is
+unmounted or gets SIGTERM.
 Read-only.  Every OPEN, READ and RELEASE reaches this process, as in most FUSE file systems.  It is given what a careful
 author would give it, so that the comparison is fair: practically infinite entry and attribute timeouts, `keep_cache`
 (the page cache survives a close), one descriptor per inode in use, as pyfuse3's own example has it (one per open file
 runs out: the kernel does not wait for RELEASE, and thousands of them queue behind the OPENs).  It does no work that an
 ordinary file system could leave out.
+
+--as-example: answered with the settings of the example that pyfuse3 publishes (examples/passthroughfs.py) and that
+authors start from: entry and attribute timeouts 0 and no `keep_cache`.  Every open then pays a LOOKUP and the GETATTRs
+of the path walk as well, and drops the cached pages.  Only the settings are that example's; the program is this one.
 """
 
 import errno
@@ -13,6 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -28,15 +34,29 @@ FOREVER_S: Final = 1e6
 _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the kernel may keep of an answer, and whether pages survive a close."""
+
+    timeout_s: float
+    keep_cache: bool
+
+
+TUNED: Final = Settings(FOREVER_S, keep_cache=True)
+AS_EXAMPLE: Final = Settings(0.0, keep_cache=False)
+AS_EXAMPLE_FLAG: Final = "--as-example"
+
+
 class Passthrough(pyfuse3.Operations):
     """LOOKUP, GETATTR, OPEN, READ, RELEASE, OPENDIR, READDIR(PLUS) and READLINK over one directory tree.
 
     Used by one trio thread only.  Inode numbers are made here, paths are kept for every inode ever seen.
     """
 
-    def __init__(self, source: bytes) -> None:
+    def __init__(self, source: bytes, settings: Settings = TUNED) -> None:
         """source: the directory to show; it must not change meanwhile."""
         super().__init__()
+        self._settings = settings
         self._paths: dict[int, bytes] = {pyfuse3.ROOT_INODE: source}
         self._inodes: dict[bytes, int] = {source: pyfuse3.ROOT_INODE}
         self._open: dict[int, list[int]] = {}  # inode -> [descriptor, opens]
@@ -52,7 +72,7 @@ class Passthrough(pyfuse3.Operations):
         except FileNotFoundError:
             missing = pyfuse3.EntryAttributes()
             missing.st_ino = 0
-            missing.entry_timeout = FOREVER_S
+            missing.entry_timeout = self._settings.timeout_s
             return missing
         except OSError as error:
             raise _fuse_error(error) from None
@@ -72,7 +92,7 @@ class Passthrough(pyfuse3.Operations):
             used = self._open[inode] = [fd, 0]
             self._inode_of[fd] = inode
         used[1] += 1
-        return pyfuse3.FileInfo(fh=used[0], keep_cache=True)
+        return pyfuse3.FileInfo(fh=used[0], keep_cache=self._settings.keep_cache)
 
     async def read(self, fh: "FileHandleT", off: int, size: int) -> bytes:
         """Answer READ."""
@@ -111,8 +131,7 @@ class Passthrough(pyfuse3.Operations):
             self._paths[inode] = path
         return inode
 
-    @staticmethod
-    def _attributes(inode: int, found: os.stat_result) -> pyfuse3.EntryAttributes:
+    def _attributes(self, inode: int, found: os.stat_result) -> pyfuse3.EntryAttributes:
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = inode
         attributes.st_mode = found.st_mode
@@ -124,8 +143,8 @@ class Passthrough(pyfuse3.Operations):
         attributes.st_atime_ns = found.st_atime_ns
         attributes.st_mtime_ns = found.st_mtime_ns
         attributes.st_ctime_ns = found.st_ctime_ns
-        attributes.entry_timeout = FOREVER_S
-        attributes.attr_timeout = FOREVER_S
+        attributes.entry_timeout = self._settings.timeout_s
+        attributes.attr_timeout = self._settings.timeout_s
         return attributes
 
 
@@ -160,15 +179,18 @@ async def _end_on_signal(scope: trio.CancelScope) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Mount until somebody unmounts."""
-    if len(arguments) != 2:
-        sys.stderr.write("usage: python -m fanoutfs.bench.passthrough SOURCE MOUNTPOINT\n")
+    is_as_example = AS_EXAMPLE_FLAG in arguments
+    places = [argument for argument in arguments if argument != AS_EXAMPLE_FLAG]
+    if len(places) != 2:
+        sys.stderr.write(f"usage: python -m fanoutfs.bench.passthrough [{AS_EXAMPLE_FLAG}] SOURCE MOUNTPOINT\n")
         return 2
-    source, mountpoint = (os.path.realpath(argument) for argument in arguments)
+    source, mountpoint = (os.path.realpath(place) for place in places)
     if not Path(source).is_dir():
         sys.stderr.write(f"{source}: not a directory\n")
         return 2
     options = set(pyfuse3.default_options) | {"fsname=passthrough", "subtype=passthrough", "ro"}
-    pyfuse3.init(Passthrough(os.fsencode(source)), mountpoint, options)
+    operations = Passthrough(os.fsencode(source), AS_EXAMPLE if is_as_example else TUNED)
+    pyfuse3.init(operations, mountpoint, options)
     try:
         trio.run(_serve)
     finally:

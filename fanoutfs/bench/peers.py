@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from fanoutfs.bench.data import Bucket
 from fanoutfs.bench.scope import PeerError, mounting, scratch_directory
@@ -64,14 +64,26 @@ class Passthrough:
     description: str = (
         "plain pyfuse3 over the source directory: OPEN, READ, RELEASE answered; keep_cache, endless timeouts"
     )
+    flags: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Path]:
         """Mount it."""
         with _room(self.name) as room:
-            arguments = [sys.executable, "-m", "fanoutfs.bench.passthrough", str(self.source), str(room.mountpoint)]
+            program = [sys.executable, "-m", "fanoutfs.bench.passthrough", *self.flags]
+            arguments = [*program, str(self.source), str(room.mountpoint)]
             with mounting(arguments, room.mountpoint, room.log) as mountpoint:
                 yield mountpoint
+
+
+def passthrough_as_example(source: Path) -> Passthrough:
+    """Return the pass-through with the settings of pyfuse3's published example: what an untuned file system pays."""
+    return Passthrough(
+        source,
+        "passthrough-as-example",
+        "the same, set as pyfuse3's examples/passthroughfs.py is: entry and attribute timeouts 0, no keep_cache",
+        ("--as-example",),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +203,8 @@ class Fanoutfs:
     name: str = "fanoutfs"
     log: Path | None = field(default=None)
     """Where to keep the daemon's log; None: gone with the mount."""
+    cache: Path | None = field(default=None)
+    """A cache directory that outlives the mount, made if it does not exist; None: a new one, gone with the mount."""
 
     @property
     def description(self) -> str:
@@ -199,12 +213,13 @@ class Fanoutfs:
 
     @contextlib.contextmanager
     def mounted(self) -> Iterator[Path]:
-        """Mount it with an empty cache."""
+        """Mount it, with an empty cache unless there is one that lasts."""
         with _room(self.name) as room:
-            (room.private / "cache").mkdir(mode=0o700)
+            cache = self.cache or room.private / "cache"
+            cache.mkdir(mode=0o700, exist_ok=True)
             arguments = [
                 *(sys.executable, "-m", "fanoutfs", "mount", f"s3://{self.bucket.name}", str(room.mountpoint)),
-                *("--foreground", f"--cache-dir={room.private / 'cache'}"),
+                *("--foreground", f"--cache-dir={cache}"),
                 *(f"--endpoint-url={self.bucket.endpoint_url}", f"--region={self.bucket.region}", *self.settings),
             ]
             environment = _clean_environment() | self.bucket.environment()
@@ -232,8 +247,13 @@ class Counters:
 
 def counters(mountpoint: Path) -> Counters:
     """Ask a fanoutfs mount.  Sends no message through the kernel: a control socket answers."""
-    status = call(mountpoint, "status", timeout_s=30.0)
-    return Counters(dict(status.get("counters", {})), sum(_reads(pid) for pid in status.get("front_pids", ())))
+    found = status(mountpoint)
+    return Counters(dict(found.get("counters", {})), sum(_reads(pid) for pid in found.get("front_pids", ())))
+
+
+def status(mountpoint: Path) -> dict[str, Any]:
+    """Return what a fanoutfs mount says of itself, its processes among it."""
+    return call(mountpoint, "status", timeout_s=30.0)
 
 
 def settled_counters(mountpoint: Path, deadline_s: float = 20.0) -> Counters:

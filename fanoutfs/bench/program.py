@@ -10,31 +10,37 @@ from typing import Final
 from fanoutfs.bench import machine
 from fanoutfs.bench.lab import Lab, LabMaker
 from fanoutfs.bench.load import LoadError
-from fanoutfs.bench.peers import Ext4, Fanoutfs, Passthrough, Peer, Rclone, S3fs
+from fanoutfs.bench.peers import Ext4, Fanoutfs, Passthrough, Peer, Rclone, S3fs, passthrough_as_example
 from fanoutfs.bench.report import Measure, Report
 from fanoutfs.bench.scope import Interrupted, PeerError, scratch_directory, signals_unwind, temporary_files_in
 from fanoutfs.errors import DaemonDiedError, FanoutError
 
 PEER_NAMES: Final = ("ext4", "passthrough", "rclone", "s3fs", "fanoutfs")
+AS_EXAMPLE: Final = "passthrough-as-example"
+"""Takes part where the price of an open is the question."""
 EXIT_MISSED: Final = 1
 EXIT_FAILED: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has."""
+def make_parser(description: str, peers: Sequence[str] = PEER_NAMES) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has.  peers: who takes part unless said otherwise."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="scratch space: data, store and caches")
     parser.add_argument("--json", type=Path, help="also write the report as JSON to this file")
     parser.add_argument("--runs", type=int, default=5, help="rounds; the median of them counts")
-    parser.add_argument("--size-mib", type=int, default=1024, help="size of the large file")
-    parser.add_argument("--peers", default=",".join(PEER_NAMES), help="who takes part")
+    parser.add_argument("--peers", default=",".join(peers), help="who takes part")
     parser.add_argument(
         "--deadline", type=float, default=300.0, help="seconds after which one run of a peer is given up"
     )
     parser.add_argument("--daemon-log", type=Path, help="keep the log of the fanoutfs daemon in this file")
     parser.add_argument("-o", "--option", action="append", default=[], help="further option of `fanoutfs mount`")
     return parser
+
+
+def add_large_file(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the benchmarks that read one large file."""
+    parser.add_argument("--size-mib", type=int, default=1024, help="size of the large file")
 
 
 def run(
@@ -46,7 +52,9 @@ def run(
     """
     options.dir.mkdir(parents=True, exist_ok=True)
     facts = machine.facts(options.dir.resolve())
-    facts |= {"runs": options.runs, "large_file_mib": options.size_mib}
+    facts["runs"] = options.runs
+    if "size_mib" in options:
+        facts["large_file_mib"] = options.size_mib
     report = Report(title, facts)
     if not machine.can_drop_caches():
         report.note("not root: the page cache cannot be dropped, measurements that need that are left out")
@@ -78,14 +86,16 @@ def make_peers(options: argparse.Namespace, lab: Lab, names: Sequence[str], *, i
     peers: tuple[Peer, ...] = (
         Ext4(lab.source),
         Passthrough(lab.source),
+        passthrough_as_example(lab.source),
         Rclone(bucket),
         S3fs(bucket),
         Fanoutfs(bucket, settings, log=options.daemon_log),
     )
     chosen = [name.strip() for name in options.peers.split(",")]
-    unknown = set(chosen) - set(PEER_NAMES)
+    known = [peer.name for peer in peers]
+    unknown = set(chosen) - set(known)
     if unknown:
-        raise FanoutError(f"unknown peer {', '.join(sorted(unknown))}; there are {', '.join(PEER_NAMES)}")
+        raise FanoutError(f"unknown peer {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return [peer for peer in peers if peer.name in names and peer.name in chosen]
 
 

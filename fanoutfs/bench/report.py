@@ -39,6 +39,22 @@ class Measure:
     series: dict[str, Series] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Breakdown:
+    """What something of each peer is made of: CPU time by process.  values: peer -> part -> one value per round."""
+
+    name: str
+    unit: str
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """Return peer -> part -> median."""
+        return {
+            peer: {part: statistics.median(values) for part, values in parts.items()}
+            for peer, parts in self.values.items()
+        }
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """A target, what was found, and whether it is met; None: it could not be decided."""
@@ -56,6 +72,7 @@ class Report:
         self._title = title
         self._facts = dict(facts)
         self._measures: dict[str, Measure] = {}
+        self._breakdowns: dict[str, Breakdown] = {}
         self._checks: list[Check] = []
         self._notes: list[str] = []
 
@@ -66,6 +83,13 @@ class Report:
     def add(self, measure: Measure, peer: str, value: float) -> None:
         """Record the value of one round."""
         measure.series.setdefault(peer, Series()).values.append(value)
+
+    def break_down(self, name: str, unit: str, peer: str, parts: Mapping[str, float]) -> None:
+        """Record one round of a peer's parts in the breakdown of this name."""
+        breakdown = self._breakdowns.setdefault(name, Breakdown(name, unit))
+        known = breakdown.values.setdefault(peer, {})
+        for part, value in parts.items():
+            known.setdefault(part, []).append(value)
 
     def not_run(self, measure: Measure, peer: str, reason: str) -> None:
         """Record why a peer has no value (or no more values)."""
@@ -112,6 +136,10 @@ class Report:
             "title": self._title,
             "facts": self._facts,
             "measures": [self._measure_object(measure) for measure in self._measures.values()],
+            "breakdowns": [
+                {"name": each.name, "unit": each.unit, "medians": each.medians(), "values": each.values}
+                for each in self._breakdowns.values()
+            ],
             "checks": [{"name": each.name, "met": each.is_met, "found": each.found} for each in self._checks],
             "notes": self._notes,
         }
@@ -142,6 +170,10 @@ class Report:
             yield ""
             yield f"{measure.name} [{measure.unit}]"
             yield from table(list(self._rows(measure)), right=(1, 2, 3, 4, 5, 6))
+        for breakdown in self._breakdowns.values():
+            yield ""
+            yield f"{breakdown.name} [{breakdown.unit}]"
+            yield from _breakdown_table(breakdown)
         if self._checks:
             yield ""
             yield "targets"
@@ -167,6 +199,15 @@ class Report:
                 *shown,
                 f"  {series.reason}" if series.reason else "",
             )
+
+
+def _breakdown_table(breakdown: Breakdown) -> Iterator[str]:
+    medians = breakdown.medians()
+    parts = list(dict.fromkeys(part for found in medians.values() for part in found))
+    rows = [("  peer", *parts)]
+    for peer, found in medians.items():
+        rows.append((f"  {peer}", *(number(found[part]) if part in found else "-" for part in parts)))
+    yield from table(rows, right=range(1, len(parts) + 1))
 
 
 def number(value: float) -> str:

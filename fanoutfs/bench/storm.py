@@ -8,15 +8,25 @@ the daemon meanwhile.  Headline: 132.7 million opens, once, in full.
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from fanoutfs.bench import load, machine, witness
 from fanoutfs.bench.data import make_large_file, upload
+from fanoutfs.bench.heard import Heard
 from fanoutfs.bench.lab import Lab, LabMaker
-from fanoutfs.bench.peers import Counters, Peer, counters, describe, settled_counters, start_peers
-from fanoutfs.bench.program import PEER_NAMES, Race, make_parser, make_peers, run, say, stage
+from fanoutfs.bench.peers import Peer, describe, settled_counters, start_peers
+from fanoutfs.bench.program import (
+    AS_EXAMPLE,
+    PEER_NAMES,
+    Race,
+    add_large_file,
+    make_parser,
+    make_peers,
+    run,
+    say,
+    stage,
+)
 from fanoutfs.bench.report import SUBJECT, Measure, Report
 from fanoutfs.records import MIB
 
@@ -26,13 +36,15 @@ HEADLINE_OPENS: Final = 132_700_000
 HEADLINE_PROCESSES: Final = 1024
 _WARM_OPENS: Final = 2000
 _HOT: Final = "hot opens (open + pread 64 B + close), {} processes"
+HOT_PEERS: Final = (*PEER_NAMES, AS_EXAMPLE)
 HOT_VS_EXT4: Final = 0.75
 HOT_VS_PASSTHROUGH: Final = 20.0
 
 
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     """Run the program and return its exit code."""
-    parser = make_parser("Many processes open one large file: cold, hot, and 132.7 million times.")
+    parser = make_parser("Many processes open one large file: cold, hot, and 132.7 million times.", HOT_PEERS)
+    add_large_file(parser)
     parser.add_argument("--processes", default="64,1024", help="sizes of the storm")
     parser.add_argument("--seconds", type=float, default=2.0, help="about how long one hot run takes")
     parser.add_argument("--only", default="cold,hot", help="phases to run")
@@ -49,7 +61,7 @@ def _bench(lab: Lab, report: Report, options: argparse.Namespace) -> None:
         make_large_file(source, options.size_mib * MIB)
         upload(lab.source, [Path(FILE)], lab.bucket)
     digests = list(load.chunk_digests(source))
-    for line in describe(make_peers(options, lab, PEER_NAMES, is_watched=True)):
+    for line in describe(make_peers(options, lab, HOT_PEERS, is_watched=True)):
         report.note(line)
     if "cold" in phases:
         for processes in sizes:
@@ -115,7 +127,7 @@ def _cold_run(
 
 
 def _hot(lab: Lab, report: Report, options: argparse.Namespace, sizes: Sequence[int], digests: Sequence[int]) -> None:
-    peers = make_peers(options, lab, PEER_NAMES, is_watched=False)
+    peers = make_peers(options, lab, HOT_PEERS, is_watched=False)
     with start_peers(peers) as (places, reasons):
         rates: dict[str, float] = {}
         race = Race(report)
@@ -143,9 +155,9 @@ def _hot_rounds(
     processes: int,
     places: dict[str, Path],
     rates: dict[str, float],
-) -> "_Heard":
+) -> Heard:
     """Run all rounds of one storm; return what fanoutfs heard meanwhile."""
-    heard = _Heard()
+    heard = Heard()
     for number in range(options.runs):
         for peer, directory in places.items():
             if not race.has(peer):
@@ -163,34 +175,6 @@ def _hot_rounds(
     return heard
 
 
-@dataclass(slots=True)
-class _Heard:
-    """What reached the daemon in phases in which nothing should, and whether somebody else is to blame."""
-
-    phases: int = 0
-    messages: list[str] = field(default_factory=list)
-    foreign_drops: int = 0
-
-    def listen(self, mountpoint: Path, before: Counters, drops_before: int) -> None:
-        """Add what came since: by its own counters, and read(2) calls of its fronts as the kernel counts them."""
-        self.phases += 1
-        after = counters(mountpoint)
-        self.messages += [f"{name}={count}" for name, count in after.messages_since(before).items()]
-        if after.front_reads != before.front_reads:
-            self.messages.append(f"front_reads={after.front_reads - before.front_reads}")
-        self.foreign_drops += machine.cache_drops() - drops_before
-
-    def judge(self, report: Report, name: str, phases: int) -> None:
-        """Record the verdict over so many phases: open when somebody else dropped the page cache, which costs READs."""
-        if self.phases < phases:
-            report.check(name, False, f"only {self.phases} of {phases} runs finished")
-            return
-        found = " ".join(self.messages) or "0 messages"
-        if self.foreign_drops:
-            found += f" (somebody else dropped the page cache {self.foreign_drops} times meanwhile: measure again)"
-        report.check(name, True if not self.messages else None if self.foreign_drops else False, found)
-
-
 # --- headline --------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +189,7 @@ def _headline(lab: Lab, report: Report, options: argparse.Namespace, digests: Se
             before, drops = settled_counters(directory), machine.cache_drops()
             work = load.hot_opens(path, opens, HEADLINE_PROCESSES)
             outcome = load.run_together(HEADLINE_PROCESSES, work, progress=_show_progress)
-            heard = _Heard()
+            heard = Heard()
             heard.listen(directory, before, drops)
         report.add(report.measure("headline: time", "s", is_rate=False), SUBJECT, outcome.seconds)
         report.add(report.measure("headline: opens per second", "opens/s"), SUBJECT, outcome.rate)

@@ -1,21 +1,28 @@
 """Blocks of large files: read with their checksums verified (fronts), stored (worker threads of the core).
 
+What the arena still holds is read from there: those bytes have not left the cache yet.
+
 xxh3-64 of one 256 KiB block takes about 10–25 us; a block is verified whenever bytes of it leave the cache.
 The inode number is the seed: bytes filed under a wrong number do not pass either.
 """
 
+import errno
+import fcntl
 import os
 import struct
 from typing import Final
 
 import xxhash
 
+from fanoutfs.cache.arena import Run, gaps
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
 from fanoutfs.wire.kernel import MAX_READ_BYTES
 
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
+DIRECT_BYTES: Final = 4096
+"""Alignment that O_DIRECT asks for on every disk we know."""
 _CHECKSUMS_AT: Final = 8  # offset of the first checksum in a part record, see index.format
 
 
@@ -49,6 +56,27 @@ class BlockReader:
             # The descriptor may be of a file that was removed and made anew: once more with a fresh one.
             self._files.forget(ino)
         raise BlockMismatchError
+
+    def read_around(
+        self, ino: int, offset: int, end: int, size_bytes: int, parts: dict[int, bytes], runs: list[Run]
+    ) -> tuple[list[memoryview | bytes], int]:
+        """Return pieces that together are bytes [offset, end) of the file, and how many blocks were verified.
+
+        runs: what the arena holds of the range; the rest comes from the file.  Raises BlockMismatchError.
+        """
+        pieces: dict[int, memoryview | bytes] = {}
+        verified = 0
+        for low, high in gaps(runs, offset, end):
+            data, count = self.read(ino, low, high, size_bytes, parts)
+            pieces[low] = bytes(data)  # the buffer is used again for the next gap
+            verified += count
+        at = offset
+        for run in runs:
+            low = max(at, run.start)
+            if low < run.end:
+                pieces[low] = run.data[low - run.start :]
+            at = max(at, run.end)
+        return [pieces[low] for low in sorted(pieces)], verified
 
     def _pread(self, ino: int, start: int, length: int) -> memoryview | None:
         view = self._buffer[:length]
@@ -85,10 +113,38 @@ def store_blocks(fd: int, ino: int, part: int, first_block: int, data: memoryvie
     data: whole blocks, the file's last one may be short.  Raises OSError when the disk refuses; a part of the bytes
     may then be in the file, but nothing is published.  Blocking; for worker threads.
     """
+    _write(fd, data, part * PART_BYTES + first_block * BLOCK_BYTES)
+    return _checksums(ino, first_block, data)
+
+
+def store_blocks_directly(
+    fd: int, ino: int, part: int, first_block: int, buffer: memoryview, length: int
+) -> dict[int, int]:
+    """Do the same past the page cache, with the first `length` bytes of a page-aligned buffer.
+
+    fd: opened with O_DIRECT.  The buffer is written up to the end of a page, filled up with zeros.
+    """
+    padded = -(-length // DIRECT_BYTES) * DIRECT_BYTES
+    buffer[length:padded] = bytes(padded - length)
     offset = part * PART_BYTES + first_block * BLOCK_BYTES
+    try:
+        _write(fd, buffer[:padded], offset)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # The disk wants another alignment than any we have seen: through the page cache then.
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
+        _write(fd, buffer[:padded], offset)
+    return _checksums(ino, first_block, buffer[:length])
+
+
+def _write(fd: int, data: memoryview, offset: int) -> None:
     done = 0
     while done < len(data):
         done += os.pwrite(fd, data[done:], offset + done)
+
+
+def _checksums(ino: int, first_block: int, data: memoryview) -> dict[int, int]:
     return {
         first_block + index: xxhash.xxh3_64_intdigest(data[at : at + BLOCK_BYTES], ino)
         for index, at in enumerate(range(0, len(data), BLOCK_BYTES))

@@ -4,7 +4,7 @@
       lock                       flock held by the keeper; contains its pid
       volumes/<id>/              one per source and prefix; id: first 16 hex digits of SHA-256 of the identity
         volume                   the identity as text, for people
-        index.lmdb small.lmdb objects/
+        index.lmdb small.lmdb segments/ objects/
         boot                     kernel boot id while small.lmdb is in use; see `small`
 
 A volume may be deleted by hand at any time when no daemon runs: all of it can be fetched again.
@@ -16,8 +16,11 @@ import os
 import shutil
 import stat
 from pathlib import Path
+from typing import Final
 
 from fanoutfs.errors import CacheInUseError, CacheUnusableError
+
+_COUNTED_ELSEWHERE: Final = ("index.lmdb", "small.lmdb", "segments", "objects")
 
 
 class CacheDirectory:
@@ -52,7 +55,8 @@ class CacheDirectory:
         """Return the folder of a volume, made if need be."""
         digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         path = self.path / "volumes" / digest
-        for folder in (path.parent, path, path / "objects"):  # each by itself: mkdir(parents) would leave them 0755
+        # Each by itself: mkdir(parents) would leave them 0755.
+        for folder in (path.parent, path, path / "objects", path / "segments"):
             make_private(folder, "cache directory")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -65,7 +69,7 @@ class CacheDirectory:
     def other_volumes_bytes(self, own: Path) -> int:
         """Return what other volumes in this directory occupy, and what lies beside our own data: logs, broken files."""
         others = sum(_occupied_bytes(path) for path in (self.path / "volumes").iterdir() if path != own)
-        beside = (path for path in own.iterdir() if path.name not in ("index.lmdb", "small.lmdb", "objects"))
+        beside = (path for path in own.iterdir() if path.name not in _COUNTED_ELSEWHERE)
         return others + sum(path.lstat().st_blocks * 512 for path in beside)
 
     def remove_other_volumes(self, own: Path, at_most_bytes: int) -> None:

@@ -6,6 +6,7 @@ Fronts open files to read, the core opens them to write, each with a bounded tab
 """
 
 import ctypes
+import errno
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -65,6 +66,23 @@ class CacheFiles:
     def duplicate(self, ino: int) -> int:
         """Return a descriptor that the caller closes: for a worker thread that outlives the table's entry."""
         return os.dup(self.descriptor(ino))
+
+    def open_direct(self, ino: int, size_bytes: int) -> int:
+        """Return a descriptor for writing past the page cache, which the caller closes.  Raises OSError.
+
+        The file is made as long as it will be, so that writers of different parts need not wait for each other.
+        A file system without O_DIRECT gets the bytes through its page cache.
+        """
+        path = self.relative_path(ino)
+        if os.fstat(self.descriptor(ino)).st_size < size_bytes:
+            os.ftruncate(self.descriptor(ino), size_bytes)
+        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(path, flags | os.O_DIRECT, dir_fd=self._root)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return os.open(path, flags, dir_fd=self._root)
 
     def remove(self, ino: int) -> None:
         """Delete the inode's file; no error when there is none.

@@ -1,18 +1,26 @@
-"""The small-file store: whole contents in LMDB, so that one lookup answers a READ.  Its format and its readers.
+"""The small-file store: whole contents end to end in segment files, their places in LMDB.  Its format, its readers.
 
-small.lmdb, LMDB 0.9, one unnamed database: inode u64 big-endian → xxh3-64 of the content (seed: the
-inode) u64 little-endian, content.
+    segments/NNNNNNNN   contents, nothing between them; the name is the segment's number u32 as 8 hex digits
+    small.lmdb          LMDB 0.9.  Keys big-endian, values little-endian:
+      (unnamed)  "format"                   → u64 FORMAT_VERSION
+                 "next"                     → u32 number of the segment to be begun next; numbers are never reused
+      places     inode u64                  → xxh3-64 of the content (seed: the inode) u64, segment u32, offset u32,
+                                              length u32
+      rosters    segment u32, n u32         → inodes u64 × at most 128: contents appended after n others.  Some may
+                                              have been dropped, or stored again elsewhere, since
+      segments   segment u32                → end u32, live u32, count u32: bytes appended, bytes of contents that are
+                                              still in `places`, contents ever appended
 
-Written by the core (`smallstore`) in groups without syncing (MDB_NOSYNC): content can be fetched again, and a sync per
-group would cost more than the fetch.  After a power cut such a file may be torn in ways LMDB does not notice, so `boot`
-names the kernel boot under which the file is in use; found under another boot, the file is deleted.  A daemon killed
-with -9 loses nothing: the pages are in the kernel's cache.
+A store of another format is deleted: all of it can be fetched again.  Written by the core (`smallstore`).
 
-Its space is bounded by LMDB's map size (`small_cache_share` of the cap).  Evicted contents leave free pages that the
-next ones use; the file does not shrink.
+LMDB is not synced (MDB_NOSYNC): a sync per group would cost more than the fetch.  After a power cut it may be torn in
+ways it does not notice, so `boot` names the kernel boot under which it is in use; found under another boot, the store
+is deleted.  Segments need no such guard: what a cut took from them fails the checksum, is dropped and fetched again.
+A daemon killed with -9 loses nothing: the pages are in the kernel's cache.
 """
 
 import os
+import shutil
 import struct
 from pathlib import Path
 from typing import Final
@@ -20,24 +28,39 @@ from typing import Final
 import lmdb
 import xxhash
 
+from fanoutfs.cache.segments import FOLDER, SegmentDescriptors
 from fanoutfs.index.format import INO_KEY
 from fanoutfs.index.store import LMDB_ENGINE, MAX_READERS
+from fanoutfs.records import MIB
 
+FORMAT_VERSION: Final = 2
+FORMAT_VALUE: Final = struct.pack("<Q", FORMAT_VERSION)
 FILE_NAME: Final = "small.lmdb"
+MAX_CONTENT_BYTES: Final = MIB
+PLACE: Final = struct.Struct("<QIII")
+ROSTER_KEY: Final = struct.Struct(">II")
+SEGMENT_KEY: Final = struct.Struct(">I")
+SEGMENT_VALUE: Final = struct.Struct("<III")
+U32: Final = struct.Struct("<I")
+_MAP_BYTES: Final = 1 << 36
+"""64 GiB of address space, for about a thousand million files; `smallstore` bounds what the file takes."""
 _BOOT_FILE: Final = "boot"
-CHECKSUM: Final = struct.Struct("<Q")
-MIN_MAP_BYTES: Final = 1 << 20
+_DATABASES: Final = (b"places", b"rosters", b"segments")
 
 
-def prepare(volume: Path, map_bytes: int) -> None:
-    """Delete a store that a power cut may have torn or that outgrew its share, and mark it in use.
+class SmallFormatError(Exception):
+    """The store was written by another version."""
+
+
+def prepare(volume: Path, share_bytes: int) -> None:
+    """Delete a store that a power cut may have torn or whose index outgrew its share, and mark it in use.
 
     Once, before any process opens it.  LMDB files do not shrink: after the cap was lowered only a new one fits.
     """
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     mark = volume / _BOOT_FILE
     path = volume / FILE_NAME
-    if path.exists() and path.stat().st_blocks * 512 > max(MIN_MAP_BYTES, map_bytes):
+    if path.exists() and path.stat().st_blocks * 512 > max(MIB, share_bytes // 2):
         remove(volume)
     if mark.exists() and mark.read_text(encoding="ascii").strip() != boot_id:
         remove(volume)
@@ -53,9 +76,10 @@ def prepare(volume: Path, map_bytes: int) -> None:
 
 
 def remove(volume: Path) -> None:
-    """Delete the store's files.  No process may have them open."""
+    """Delete the store's files.  Whoever has them open goes on reading what they hold."""
     for suffix in ("", "-lock"):
         (volume / (FILE_NAME + suffix)).unlink(missing_ok=True)
+    shutil.rmtree(volume / FOLDER, ignore_errors=True)
 
 
 def mark_closed(volume: Path) -> None:
@@ -63,56 +87,105 @@ def mark_closed(volume: Path) -> None:
     (volume / _BOOT_FILE).unlink(missing_ok=True)
 
 
-def open_small(volume: Path, map_bytes: int, *, writable: bool, in_order: bool = False) -> lmdb.Environment:
-    """Open the environment.  Once per process, after fork.  in_order: the kernel may read ahead."""
-    return lmdb.open(
-        os.fspath(volume / FILE_NAME),
-        map_size=max(MIN_MAP_BYTES, map_bytes),
-        subdir=False,
-        mode=0o600,
-        readonly=not writable,
-        sync=False,
-        metasync=False,
-        readahead=in_order,
-        meminit=False,
-        max_readers=MAX_READERS,
-        lib_version=LMDB_ENGINE,
-    )
+class SmallEnvironment:
+    """The open LMDB file.  Once per process, after fork.  Raises lmdb.Error, SmallFormatError."""
+
+    def __init__(self, volume: Path, *, writable: bool) -> None:
+        self.volume = volume
+        self.env = lmdb.open(
+            os.fspath(volume / FILE_NAME),
+            map_size=_MAP_BYTES,
+            subdir=False,
+            mode=0o600,
+            readonly=not writable,
+            sync=False,
+            metasync=False,
+            readahead=False,
+            meminit=False,
+            max_dbs=len(_DATABASES),
+            max_readers=MAX_READERS,
+            lib_version=LMDB_ENGINE,
+        )
+        try:
+            if writable:
+                self._extend()
+                self._check_format()
+            self.places, self.rosters, self.segments = (self.env.open_db(name, create=writable) for name in _DATABASES)
+        except (lmdb.Error, SmallFormatError):
+            self.env.close()
+            raise
+
+    def _extend(self) -> None:
+        """Make the file as long as its header says it is: touching a page behind its end kills the process (SIGBUS).
+
+        The zeros that are there instead are no valid page.
+        """
+        wanted = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        if os.stat(self.env.path()).st_size < wanted:
+            os.truncate(self.env.path(), wanted)
+
+    def _check_format(self) -> None:
+        with self.env.begin(write=True) as txn:
+            found = txn.get(b"format")
+            if found is None and txn.stat()["entries"] == 0:
+                txn.put(b"format", FORMAT_VALUE)
+            elif found != FORMAT_VALUE:
+                raise SmallFormatError(f"format {found!r} instead of {FORMAT_VALUE!r}")
+
+    def file_bytes(self) -> int:
+        """Return what the file occupies on disk."""
+        return os.stat(self.env.path()).st_blocks * 512
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
 
 
 class SmallMismatchError(Exception):
-    """A stored content does not have its checksum."""
+    """A stored content cannot be read, or does not have its checksum."""
 
 
 class SmallReader:
-    """Verified reads.  Owned by one front, or by the pusher, which reads in the order of numbers.
+    """Verified reads into one reused buffer.  Owned by one thread of a front or of the core.
 
-    in_order: have the kernel read ahead in the file.  Contents stored one after the other lie so in it; without, each
-    4 KiB of it are a disk access of their own.
+    No lock: bytes are removed only after every front has been idle once since their places were.  Whoever else reads
+    may meet SmallMismatchError then, never wrong bytes.
     """
 
-    def __init__(self, volume: Path, map_bytes: int, *, in_order: bool = False) -> None:
-        self._env = open_small(volume, map_bytes, writable=False, in_order=in_order)
+    def __init__(self, environment: SmallEnvironment) -> None:
+        self._env = environment.env
+        self._places = environment.places
+        self._segments = SegmentDescriptors(environment.volume)
+        self._buffer = memoryview(bytearray(MAX_CONTENT_BYTES))
 
     def begin(self) -> lmdb.Transaction:
-        """Begin the transaction within which `get` results are valid."""
+        """Begin a transaction for `get`."""
         return self._env.begin(buffers=True)
 
-    @staticmethod
-    def get(txn: lmdb.Transaction, ino: int) -> memoryview | None:
-        """Return a file's whole content, in the map, or None when it is not stored.
+    def get(self, txn: lmdb.Transaction, ino: int) -> memoryview | None:
+        """Return a file's whole content, or None when it is not stored.  Valid until the next call.
 
         Raises SmallMismatchError, also where the way to the content is damaged: the core will find out.
         """
         try:
-            value = txn.get(INO_KEY.pack(ino))
+            value = txn.get(INO_KEY.pack(ino), db=self._places)
         except lmdb.Error as error:
             raise SmallMismatchError from error
         if value is None:
             return None
-        if len(value) < CHECKSUM.size:
+        if len(value) != PLACE.size:
             raise SmallMismatchError
-        content = memoryview(value)[CHECKSUM.size :]
-        if xxhash.xxh3_64_intdigest(content, ino) != CHECKSUM.unpack_from(value)[0]:
+        checksum, segment, offset, length = PLACE.unpack(value)
+        if length > MAX_CONTENT_BYTES:
             raise SmallMismatchError
-        return content
+        content = self._buffer[:length]
+        for _try in range(2):
+            if self._segments.read(segment, offset, content) and xxhash.xxh3_64_intdigest(content, ino) == checksum:
+                return content
+            # The descriptor may be of a store that was removed and begun anew: once more with a fresh one.
+            self._segments.forget(segment)
+        raise SmallMismatchError
+
+    def close(self) -> None:
+        """Close the descriptors; the environment belongs to the caller."""
+        self._segments.close()

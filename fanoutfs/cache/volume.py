@@ -3,12 +3,14 @@
 Inode numbers tie the three together: content filed under a number that a new index hands out again would be wrong
 bytes with a right checksum.  Therefore, whenever the index is new, everything filed under old numbers goes first:
   1. a broken index is renamed away (kept for a look)    3. only then a new index is created
-  2. small.lmdb and objects/ are emptied
+  2. the small store and objects/ are emptied
 A crash between the steps leaves no index, and the next start begins at step 2.
 """
 
 import logging
 import shutil
+import struct
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,8 +60,13 @@ class Volume:
             small_store.remove(path)
 
 
-def open_volume(path: Path, small_map_bytes: int, wanted: OpenVolume) -> Volume:
-    """Open or create the volume.  Raises CacheUnusableError when a newer version wrote it or the disk refuses."""
+def open_volume(
+    path: Path, small_share_bytes: int, wanted: OpenVolume, wait_for_readers: Callable[[], Awaitable[None]]
+) -> Volume:
+    """Open or create the volume.  Raises CacheUnusableError when a newer version wrote it or the disk refuses.
+
+    wait_for_readers: see SmallStore.
+    """
     index = path / FILE_NAME
     if not index.exists() or index.stat().st_size == 0:  # LMDB takes an empty file for a new one
         index.unlink(missing_ok=True)
@@ -71,13 +78,17 @@ def open_volume(path: Path, small_map_bytes: int, wanted: OpenVolume) -> Volume:
         _put_away_index(path)
         _empty(path)
         environment, was_known = _open_index(path, wanted)
-    small_store.prepare(path, small_map_bytes)
+    small_store.prepare(path, small_share_bytes)
     try:
-        small = SmallStore(path, small_map_bytes)
-    except lmdb.Error as error:
-        log.error("small-file store is broken, starting a new one path=%s: %s", path, error)
+        small = SmallStore(path, small_share_bytes, wait_for_readers)
+    except (lmdb.Error, OSError, struct.error, small_store.SmallFormatError) as error:
+        log.error("small-file store cannot be used, starting a new one path=%s: %s", path, error)
         small_store.remove(path)
-        small = SmallStore(path, small_map_bytes)
+        try:
+            small = SmallStore(path, small_share_bytes, wait_for_readers)
+        except (lmdb.Error, OSError) as again:
+            environment.close()
+            raise CacheUnusableError(f"{path}: cannot create the small-file store: {again}") from again
     return Volume(environment, small, CacheFiles(path, writable=True), was_known)
 
 

@@ -16,6 +16,7 @@ COMMANDS: Final = {
     "mount": "Mount an object store on a directory.",
     "umount": "Unmount, and wait until the daemon has ended.",
     "status": "Show the mounts, or what one of them is doing.",
+    "plan": "Announce in which order files will be read.",
     "version": "Show the version of fanoutfs and of what it is built on.",
 }
 """Name (also the module and the function in it) and the line shown by --help, so that help imports no command."""

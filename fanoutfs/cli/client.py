@@ -1,4 +1,4 @@
-"""The client of a daemon's control socket: one JSON line there, one JSON line back, then the connection is closed.
+"""The client of a daemon's control socket: one JSON line there, one JSON line back, as often as needed.
 
     -> {"op": "status", ...arguments}
     <- {"ok": true, "result": {...}}   or   {"ok": false, "error": "one line"}
@@ -28,22 +28,44 @@ def call(mountpoint: Path, op: str, *, timeout_s: float = TIMEOUT_S, **arguments
 
     DaemonDiedError when nobody answers; FanoutError with the daemon's words when the command failed.
     """
-    with _connect(mountpoint, timeout_s) as connection:
+    with Connection(mountpoint, timeout_s=timeout_s) as connection:
+        return connection.call(op, **arguments)
+
+
+class Connection:
+    """A connection for several commands, one after the other.  One thread at a time."""
+
+    def __init__(self, mountpoint: Path, *, timeout_s: float = TIMEOUT_S) -> None:
+        """timeout_s: for each command.  Raises DaemonDiedError."""
+        self._mountpoint = mountpoint
+        self._socket = _connect(mountpoint, timeout_s)
+
+    def __enter__(self) -> "Connection":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def call(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send one command and return its result.  Raises as the function `call`."""
         request = json.dumps({"op": op, **arguments}) + "\n"
         try:
-            connection.sendall(request.encode())
-            line = _read_line(connection)
+            self._socket.sendall(request.encode())
+            line = _read_line(self._socket)
         except OSError as error:  # TimeoutError is one
-            raise DaemonDiedError(f"the daemon of {mountpoint} does not answer `{op}`: {_reason(error)}") from None
-    try:
-        reply = json.loads(line)
-        if reply["ok"]:
-            result: dict[str, Any] = reply["result"]
-            return result
-        message = str(reply["error"])
-    except (ValueError, KeyError, TypeError):
-        raise DaemonDiedError(f"the daemon of {mountpoint} broke off its answer to `{op}`") from None
-    raise FanoutError(f"{mountpoint}: {message}")
+            reason = f"the daemon of {self._mountpoint} does not answer `{op}`: {_reason(error)}"
+            raise DaemonDiedError(reason) from None
+        try:
+            reply = json.loads(line)
+            if reply["ok"]:
+                result: dict[str, Any] = reply["result"]
+                return result
+            message = str(reply["error"])
+        except (ValueError, KeyError, TypeError):
+            raise DaemonDiedError(f"the daemon of {self._mountpoint} broke off its answer to `{op}`") from None
+        raise FanoutError(f"{self._mountpoint}: {message}")
 
 
 def peer_pid(mountpoint: Path, timeout_s: float = TIMEOUT_S) -> int | None:

@@ -52,14 +52,14 @@ def umount(mountpoint: str, lazy: bool) -> None:
 def _daemon_processes(mountpoint: Path, info: MountInfo, stack: contextlib.ExitStack) -> dict[int, int]:
     """Return pidfd → pid of the daemon, taken while the mount exists, so that no pid can be reused; empty if dead.
 
-    The keeper by its own word, plus whoever holds the connection's descriptor: that finds also a daemon whose control
-    socket hangs, and one of another user.
+    The keeper by its own word; it ends after all others.  When it does not answer, whoever holds the connection's
+    descriptor: a daemon whose control socket hangs, or one of another user.  Only then, because the connection's number
+    may be that of an earlier one, long unmounted, which somebody else still holds and will not let go.
     """
-    pids = set(find_servers(info))
     try:
-        pids.add(int(call(mountpoint, "status")["keeper_pid"]))
+        pids = {int(call(mountpoint, "status")["keeper_pid"])}
     except (FanoutError, KeyError, ValueError, TypeError):
-        pids.add(peer_pid(mountpoint, timeout_s=1.0) or 0)
+        pids = {*find_servers(info), peer_pid(mountpoint, timeout_s=1.0) or 0}
     pidfds = {}
     for pid in pids - {0, os.getpid()}:
         with contextlib.suppress(OSError):

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from fanoutfs.config import units
 from fanoutfs.config.schema import MountConfig
-from fanoutfs.config.source import check_source
+from fanoutfs.config.source import parse_source
 from fanoutfs.errors import UsageError
 
 SETTINGS: Final = {field.name: field for field in dataclasses.fields(MountConfig) if "unit" in field.metadata}
@@ -82,7 +82,7 @@ def build_config(source: str, mountpoint: Path, options: Mapping[str, str]) -> M
     for name, text in options.items():
         key, translated = _translate(_canonical(name), text)
         values[key] = _parse(name, key, translated)
-    config = MountConfig(source=check_source(source), mountpoint=mountpoint, **values)
+    config = MountConfig(source=source, mountpoint=mountpoint, **values)
     check_overlaps(config)
     return config
 
@@ -95,8 +95,9 @@ def check_overlaps(config: MountConfig) -> None:
             raise UsageError(f"{_option(name)}: {path} would be hidden below the mountpoint")
     if mountpoint.is_relative_to(config.cache_dir):
         raise UsageError(f"the mountpoint {mountpoint} lies inside the cache directory {config.cache_dir}")
-    if config.source.startswith("file://"):
-        directory = Path(os.path.realpath(config.source.removeprefix("file://")))
+    source = parse_source(config.source, config.prefix)
+    if source.scheme == "file":
+        directory = Path(source.root or "/")
         if directory.is_relative_to(mountpoint) or mountpoint.is_relative_to(directory):
             # The daemon would wait for itself.
             raise UsageError(f"the source {config.source} and the mountpoint {mountpoint} lie inside each other")

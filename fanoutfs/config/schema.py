@@ -83,7 +83,9 @@ class MountConfig:
     endpoint_url: str = _setting("", "text", "S3-compatible endpoint, for example http://127.0.0.1:9000")
     region: str = _setting("", "text", "region of the bucket")
     profile: str = _setting("", "text", "profile of the AWS configuration files to take credentials from")
-    small_file_size: int = _setting(128 * KIB, "size", "files up to this size are kept in LMDB", least=0, most=MIB)
+    small_file_size: int = _setting(
+        128 * KIB, "size", "files up to this size are kept in the small-file store", least=0, most=MIB
+    )
     small_cache_share: float = _setting(
         0.5, "share", "share of cache_size that small files may take (0 to 1)", least=0, most=1
     )
@@ -94,8 +96,11 @@ class MountConfig:
         "small files put into the page cache ahead of their reader and not known to be read yet; 0: no push",
         least=0,
     )
-    max_readahead: int = _setting(64 * MIB, "size", "how far a sequential reader is fetched ahead", least=0)
-    requests: int = _setting(64, "count", "backend requests in flight at most", least=1, most=1024)
+    max_readahead: int = _setting(
+        64 * MIB, "size", "how far a reader is fetched ahead, in a file or from file to file; 0B: not at all", least=0
+    )
+    plan_window: int = _setting(256 * MIB, "size", "how far ahead of its reader an announced order is fetched", least=0)
+    requests: int = _setting(128, "count", "backend requests in flight at most", least=1, most=1024)
     fronts: int = _setting(0, "count", "data-plane processes; 0: one per core, at least 2, at most 8", least=0, most=16)
     op_timeout: float = _setting(
         25.0, "duration", "longest time a request may wait for the backend, then EIO", least=1, most=3600
@@ -105,6 +110,10 @@ class MountConfig:
         None, "path", "where a background daemon logs; default: fanoutfs.log in the volume's cache"
     )
     log_level: str = _setting("info", "text", "debug, info, warning or error", choices=LOG_LEVELS)
+
+    def arena_bytes(self) -> int:
+        """Return the half of `fill_memory` that is shared with the fronts; the other bounds what is on its way."""
+        return self.fill_memory // 2
 
     def front_count(self) -> int:
         """Return how many fronts to start."""

@@ -2,6 +2,7 @@
 
 `main` starts and ends it; `operations` is the thin pyfuse3 door over `filesystem`, which knows no FUSE types.
 `listing` keeps directories, `fill` brings bytes into the cache, `readahead` decides how far ahead, `admission` bounds
-memory and requests, `space` enforces the cap, `freshness` lists active directories again, `orphans` frees replaced
-inodes, `notify` tells the kernel, `control` answers the command line.
+memory and requests, `arena` hands out the memory in which fronts find fresh bytes, `space` enforces the cap,
+`freshness` lists active directories again, `orphans` frees replaced inodes, `notify` tells the kernel, `control`
+answers the command line.
 """

@@ -4,6 +4,7 @@ Core, trio thread only.  Every acquire is released by the same fill; nothing els
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +20,8 @@ class Ticket:
 
     size_bytes: int
     is_demand: bool
+    on_admitted: Callable[[], None] | None = None
+    """Called when the ticket is admitted, for owners that have no task of their own.  Must not call Admission."""
     admitted: trio.Event = field(default_factory=trio.Event)
 
 
@@ -38,9 +41,12 @@ class Admission:
         """Return the bytes admitted now."""
         return self._bytes_used
 
-    def enqueue(self, size_bytes: int, *, is_demand: bool) -> Ticket:
-        """Take a place in the queue; wait for `ticket.admitted`, then `release` it in every case."""
-        ticket = Ticket(size_bytes, is_demand)
+    def enqueue(self, size_bytes: int, *, is_demand: bool, on_admitted: Callable[[], None] | None = None) -> Ticket:
+        """Take a place in the queue; wait for `ticket.admitted`, then `release` it in every case.
+
+        on_admitted may be called before this returns.
+        """
+        ticket = Ticket(size_bytes, is_demand, on_admitted)
         (self._demand if is_demand else self._prefetch).append(ticket)
         self._admit()
         return ticket
@@ -83,3 +89,5 @@ class Admission:
         self._bytes_used += ticket.size_bytes
         self._requests_used += 1
         ticket.admitted.set()
+        if ticket.on_admitted is not None:
+            ticket.on_admitted()

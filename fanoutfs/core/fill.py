@@ -2,7 +2,8 @@
 
 Core, trio thread only; what blocks (backend, disk, checksums) runs in worker threads that touch no shared state.
 
-A fill covers consecutive missing blocks of one part (or a whole small file).  The first request for a block starts
+A fill covers consecutive missing blocks of one part; whole small files are the business of `smallfills`, on the same
+terms.  The first request for a block starts
 its fill in the core's nursery, every later one waits for the same fill; cancelling a waiter never cancels the fill.
 An error is shared by all who wait and is not remembered, save for a moment one that took the whole deadline (see
 `failures`): the next request tries again.
@@ -13,25 +14,31 @@ its blocks are committed: a block is always either in the index, in the table, o
 Order of one fill, so that the index never promises bytes that are not in the file:
   1. admission (memory, requests), then room in the cache
   2. ranged GET with If-Match
-  3. write to the cache file, checksums
-  4. commit the block map
-  5. wake the waiters
+  3. into a slot of the arena, published to the fronts; the waiters may go on (`readable`)
+  4. write to the cache file, checksums
+  5. commit the block map
+  6. leave the table; the waiters go on, if they have not yet
+Step 3 is left out for fills too short to be worth a slot, and while all slots are in use by fills.
 """
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Final
 
 import trio
 
 from fanoutfs.backend.base import Backend
-from fanoutfs.cache.blocks import find_torn_blocks, missing_blocks, store_blocks
+from fanoutfs.cache.blocks import find_torn_blocks, missing_blocks, store_blocks, store_blocks_directly
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission, Ticket
+from fanoutfs.core.arena import ArenaSlots
 from fanoutfs.core.failures import RecentFailures
+from fanoutfs.core.fetch import fetch_version
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.smallfills import SmallFill, SmallFills
 from fanoutfs.core.space import Space
 from fanoutfs.errors import (
     CacheFullError,
@@ -39,9 +46,7 @@ from fanoutfs.errors import (
     DeadlineError,
     FanoutError,
     InvariantError,
-    ObjectMissingError,
     StaleInodeError,
-    VersionGoneError,
 )
 from fanoutfs.index.format import Inode
 from fanoutfs.index.operations import DropBlocks, PutBlocks
@@ -54,17 +59,21 @@ from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
 
 log = logging.getLogger(__name__)
 
+_MIN_ARENA_BYTES: Final = 4 * BLOCK_BYTES
+"""A slot holds 32 blocks: random reads of single ones go through the page cache, where the next one may find them."""
+
 
 class Fill:
-    """One fetch under way.  first, count: blocks of the file."""
+    """One fetch under way.  first, count: blocks of the file.  readable: fronts find the bytes, done: so do others."""
 
-    __slots__ = ("count", "done", "error", "first", "inode", "is_demand", "ticket")
+    __slots__ = ("count", "done", "error", "first", "inode", "is_demand", "readable", "ticket")
 
     def __init__(self, inode: Inode, first: int, count: int, *, is_demand: bool) -> None:
         self.inode = inode
         self.first = first
         self.count = count
         self.is_demand = is_demand
+        self.readable = trio.Event()
         self.done = trio.Event()
         self.error: FanoutError | None = None
         self.ticket: Ticket | None = None
@@ -92,6 +101,7 @@ class Fills:
         writer: GroupWriter[IndexTransaction],
         files: CacheFiles,
         small: SmallStore,
+        arena: ArenaSlots,
         space: Space,
         admission: Admission,
         readahead: ReadAhead,
@@ -105,6 +115,7 @@ class Fills:
         self._writer = writer
         self._files = files
         self._small = small
+        self._arena = arena
         self._space = space
         self._admission = admission
         self._readahead = readahead
@@ -113,6 +124,20 @@ class Fills:
         self._row = row
         self._table: dict[int, dict[int, Fill]] = {}
         self._failures = RecentFailures()
+        self.on_small_miss: Callable[[Inode, bool], None] = _ignore_miss
+        """Called when a reader has to wait for a small file; the flag: its fill was under way.  No checkpoint."""
+        self.on_large_read: Callable[[Inode, int], None] = _ignore_read
+        """Called when a reader of a large file comes to a part of it, with the end of what he reads.  No checkpoint."""
+        self._smalls = SmallFills(
+            nursery=nursery,
+            backend=backend,
+            small=small,
+            space=space,
+            admission=admission,
+            failures=self._failures,
+            requests=requests,
+            row=row,
+        )
 
     # --- what readers ask --------------------------------------------------------------------------------------
 
@@ -126,28 +151,51 @@ class Fills:
         if offset >= end:
             return
         if inode.is_small:
-            missing = [] if self._small.has(ino) else [0]
-        else:
-            first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
-            missing = self._missing(inode, first, last)
+            await self._ensure_small(inode)
+            return
+        first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+        missing = self._missing(inode, first, last)
         if missing:
             self._failures.check(ino)
         waits = self._start(inode, missing, is_demand=True)
-        if not inode.is_small:
-            self._fetch_ahead(inode, first, last)
+        self._fetch_ahead(inode, first, last)
+        self.on_large_read(inode, end)
         await self._wait(waits, inode)
 
-    def fetch_ahead(self, ino: int) -> list[Fill]:
+    async def _ensure_small(self, inode: Inode) -> None:
+        if self._small.has(inode.ino):
+            return
+        self._failures.check(inode.ino)
+        is_under_way = self._smalls.is_filling(inode.ino)
+        waits = self._smalls.start((inode,), is_demand=True)
+        self.on_small_miss(inode, is_under_way)
+        await self._wait(waits, inode)
+
+    def fetch_ahead(self, ino: int) -> Sequence[Fill | SmallFill]:
         """Start fetching what is missing of a file, behind every reader; return the fills to wait for.  No checkpoint.
 
         Empty: all of it is cached.  Raises StaleInodeError.
         """
         inode = self._inode(ino)
         if inode.is_small:
-            missing = [0] if inode.size_bytes and not self._small.has(ino) else []
-        else:
-            missing = self._missing(inode, 0, (inode.size_bytes - 1) // BLOCK_BYTES)
-        return self._start(inode, missing, is_demand=False)
+            return self.fetch_small_ahead((inode,))
+        return self._start(inode, self._missing(inode, 0, (inode.size_bytes - 1) // BLOCK_BYTES), is_demand=False)
+
+    def fetch_small_ahead(self, inodes: Sequence[Inode]) -> list[SmallFill]:
+        """Start fetching the small files among these that are not cached, as `fetch_ahead`.  No checkpoint."""
+        wanted = [inode for inode in inodes if inode.size_bytes and not self._small.has(inode.ino)]
+        return self._smalls.start(wanted, is_demand=False)
+
+    def fetch_part_ahead(self, inode: Inode, part: int) -> int:
+        """Start fetching what is missing of one part of a large file; return how many bytes.  No checkpoint."""
+        last_block = (inode.size_bytes - 1) // BLOCK_BYTES
+        missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
+        return sum([fill.end - fill.start for fill in self._start(inode, missing, is_demand=False)])
+
+    @property
+    def small_under_way(self) -> int:
+        """Return how many small files are being fetched or wait for it."""
+        return self._smalls.under_way
 
     def note_part_read(self, ino: int, part: int) -> None:
         """Take a front's word that a reader arrived at this part, and fetch ahead of it."""
@@ -157,6 +205,7 @@ class Fills:
             return
         if not inode.is_small:
             self._fetch_ahead(inode, part * PART_BLOCKS, part * PART_BLOCKS)
+            self.on_large_read(inode, min(inode.size_bytes, (part + 1) * PART_BYTES))
 
     async def fetch_direct(self, ino: int, offset: int, length: int) -> memoryview:
         """Return bytes of a file without caching them.  Checkpoint.  Raises as `ensure`."""
@@ -168,7 +217,7 @@ class Fills:
         try:
             with trio.move_on_after(self._op_timeout_s):
                 await ticket.admitted.wait()
-                get = partial(self._get, inode, offset, end)
+                get = partial(fetch_version, self._backend, inode, offset, end)
                 data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
                 bump(self._row, Count.READ_THROUGH_BYTES, len(data))
                 return data
@@ -209,7 +258,7 @@ class Fills:
 
     def is_filling(self, ino: int) -> bool:
         """Tell whether a fill of this inode is under way: its bytes must not be evicted now."""
-        return ino in self._table
+        return ino in self._table or self._smalls.is_filling(ino)
 
     # --- starting and waiting ----------------------------------------------------------------------------------
 
@@ -266,10 +315,10 @@ class Fills:
         if fill.ticket is not None:
             self._admission.promote(fill.ticket)
 
-    async def _wait(self, fills: Iterable[Fill], inode: Inode) -> None:
+    async def _wait(self, fills: Sequence[Fill | SmallFill], inode: Inode) -> None:
         with trio.move_on_after(self._op_timeout_s) as scope:
             for fill in fills:
-                await fill.done.wait()
+                await fill.readable.wait()
         if scope.cancelled_caught:
             late = DeadlineError(f"no answer for {inode.key} within {self._op_timeout_s:g} s")
             self._failures.note(inode.ino, late)
@@ -284,10 +333,7 @@ class Fills:
         fill.ticket = self._admission.enqueue(fill.end - fill.start, is_demand=fill.is_demand)
         try:
             await fill.ticket.admitted.wait()
-            if fill.inode.is_small:
-                await self._fill_small(fill)
-            else:
-                await self._fill_blocks(fill)
+            await self._fill_blocks(fill)
         except CacheFullError as error:
             fill.error = error
         except FanoutError as error:
@@ -303,18 +349,8 @@ class Fills:
         finally:
             self._admission.release(fill.ticket)
             self._remove(fill)
+            fill.readable.set()
             fill.done.set()
-
-    def _get(self, inode: Inode, start: int, end: int) -> memoryview:
-        """Fetch bytes of exactly the version this inode stands for.  Blocking, for worker threads."""
-        try:
-            data = self._backend.get_range(inode.key, start, end, inode.version)
-        except ObjectMissingError as error:
-            # Whoever reads has the file open: its name was there, and ENOENT is no answer to read().
-            raise VersionGoneError(f"{inode.key}: the object is gone") from error
-        if len(data) != end - start:
-            raise InvariantError(f"{inode.key} [{start}, {end}): the backend handed over {len(data)} bytes")
-        return data
 
     def _remove(self, fill: Fill) -> None:
         under_way = self._table[fill.inode.ino]
@@ -323,46 +359,79 @@ class Fills:
         if not under_way:
             del self._table[fill.inode.ino]
 
-    async def _fill_small(self, fill: Fill) -> None:
-        inode = fill.inode
-        async with self._space.reserved(inode.size_bytes):
-            get = partial(self._get, inode, 0, inode.size_bytes)
-            data = await trio.to_thread.run_sync(get, limiter=self._threads, abandon_on_cancel=True)
-            try:
-                stored = await self._small.put(inode.ino, data)
-            except DatabaseError as error:
-                self._space.note_disk_error(error)
-                stored = False
-        if not stored:
-            raise CacheFullError(f"no room for {inode.key}")
-
     async def _fill_blocks(self, fill: Fill) -> None:
         inode = fill.inode
         part, first_block = divmod(fill.first, PART_BLOCKS)
         length = fill.end - fill.start
         async with self._space.reserved(length, (inode.ino, part)):
+            slot = await self._arena.take() if length >= _MIN_ARENA_BYTES else None
             try:
-                fd = self._files.duplicate(inode.ino)
-
-                def fetch_and_store() -> dict[int, int]:
-                    try:
-                        data = self._get(inode, fill.start, fill.end)
-                        return store_blocks(fd, inode.ino, part, first_block, data)
-                    finally:
-                        os.close(fd)  # here, because a cancelled fill leaves this thread running
-
-                checksums = await trio.to_thread.run_sync(
-                    fetch_and_store, limiter=self._threads, abandon_on_cancel=True
-                )
+                if slot is None:
+                    checksums = await self._fetch_and_store(fill, part, first_block)
+                else:
+                    await self._fetch_into(slot, fill)
+                    checksums = await self._store_from(slot, fill, part, first_block)
                 known = await self._writer.run(PutBlocks(inode.ino, part, checksums).apply)
             except (OSError, DatabaseError) as error:
                 self._space.note_disk_error(error)
                 raise CacheFullError(f"cannot write to the cache: {error}") from error
+            finally:
+                if slot is not None:
+                    self._arena.settle(slot)
         if not fill.is_demand:
             bump(self._row, Count.PREFETCH_BYTES, length)
         if not known:
             self._files.remove(inode.ino)
             raise StaleInodeError(f"inode {inode.ino} was freed while it was fetched")
+
+    async def _fetch_and_store(self, fill: Fill, part: int, first_block: int) -> dict[int, int]:
+        """Fetch into memory of our own and write through the page cache; return the checksums.  Checkpoint."""
+        inode = fill.inode
+        fd = self._files.duplicate(inode.ino)
+
+        def fetch_and_store() -> dict[int, int]:
+            try:
+                return store_blocks(
+                    fd, inode.ino, part, first_block, fetch_version(self._backend, inode, fill.start, fill.end)
+                )
+            finally:
+                os.close(fd)  # here, because a cancelled fill leaves this thread running
+
+        return await trio.to_thread.run_sync(fetch_and_store, limiter=self._threads, abandon_on_cancel=True)
+
+    async def _fetch_into(self, slot: int, fill: Fill) -> None:
+        """Fetch into a slot of the arena and let the fronts have it.  Checkpoint."""
+        length = fill.end - fill.start
+        buffer = self._arena.arena.buffer(slot)
+
+        def fetch() -> None:
+            buffer[:length] = fetch_version(self._backend, fill.inode, fill.start, fill.end)
+
+        await trio.to_thread.run_sync(fetch, limiter=self._threads, abandon_on_cancel=True)
+        self._arena.arena.publish(slot, fill.inode.ino, fill.first, length)
+        fill.readable.set()
+
+    async def _store_from(self, slot: int, fill: Fill, part: int, first_block: int) -> dict[int, int]:
+        """Write a slot to the cache file; return the checksums.  Checkpoint."""
+        ino, length = fill.inode.ino, fill.end - fill.start
+        buffer = self._arena.arena.buffer(slot)
+        fd = self._files.open_direct(ino, fill.inode.size_bytes)
+
+        def store() -> dict[int, int]:
+            try:
+                return store_blocks_directly(fd, ino, part, first_block, buffer, length)
+            finally:
+                os.close(fd)
+
+        return await trio.to_thread.run_sync(store, abandon_on_cancel=True)
+
+
+def _ignore_miss(_inode: Inode, _is_under_way: bool) -> None:
+    """Prefetch nothing."""
+
+
+def _ignore_read(_inode: Inode, _end: int) -> None:
+    """Follow nobody."""
 
 
 def _runs(blocks: list[int]) -> Iterator[tuple[int, int]]:

@@ -89,7 +89,7 @@ class OrphanReaper:
                 for ino in gone:
                     self._files.remove(ino)
                     self._readahead.forget(ino)
-                    await self._small.drop(ino)
+                await self._small.drop_many(gone)
                 freed += len(gone)
                 bump(self._row, Count.ORPHANS_FREED, len(gone))
         return freed

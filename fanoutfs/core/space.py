@@ -5,7 +5,10 @@ files (exact, in the index, changed in the transaction that publishes them), the
 what other volumes in the same cache directory occupy.  The disk's free space has a floor of its own.
 
 Eviction takes parts at random: the simplest choice that a repeated scan over more than fits does not defeat (LRU
-would evict each part just before it is read again).  Order of an eviction, so that no reader sees a hole:
+would evict each part just before it is read again).  Small files have a share of the cap, within which they make way
+for each other (`cache.smallstore`); the rest of the cap is large files' alone, and only when none of them is left to
+go do small ones make way here: without a share one scan over many small files would drive the large ones out.
+Order of an eviction, so that no reader sees a hole:
   1. commit the block map without the part     3. punch the hole
   2. wait until every front has been idle once
 A fill of a part that is being evicted waits until the hole is punched.
@@ -15,7 +18,7 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -84,6 +87,8 @@ class Space:
         self._writing: dict[PartId, int] = {}
         self._lock = trio.Lock()
         self._no_writes_until = 0.0
+        self.is_awaited: Callable[[int, int], bool] = _is_never_awaited
+        """Tells of an inode and an offset whether a plan fetched it for a reader still to come."""
 
     @property
     def cap_bytes(self) -> int:
@@ -101,7 +106,7 @@ class Space:
         with self._environment.env.begin() as txn:
             parts = txn.stat(self._environment.blocks)["entries"]
         around_bytes = (parts + min(parts, _FOLDERS)) * _PAGE_BYTES + min(_FIXED_BYTES, self._cap_bytes // 8)
-        stores_bytes = self._small.file_bytes() + self._environment.file_bytes()
+        stores_bytes = self._small.file_bytes() + self._small.growth_bytes + self._environment.file_bytes()
         return self.large_bytes() + stores_bytes + around_bytes + self._other_bytes
 
     def note_disk_error(self, error: Exception) -> None:
@@ -115,7 +120,7 @@ class Space:
 
         Evicts if need be.  Raises CacheFullError when there is no room.
         """
-        self._reserved_bytes += size_bytes
+        self.hold(size_bytes)
         try:
             if part is None:
                 await self._make_room()
@@ -125,7 +130,26 @@ class Space:
                     await self._make_room()
                     yield
         finally:
-            self._reserved_bytes -= size_bytes
+            self.release(size_bytes)
+
+    def hold(self, size_bytes: int) -> None:
+        """Count bytes as about to be written, without yet having room: what `reserved` does, in steps.
+
+        For batches: `hold`, write if `has_room()`, else after `await make_room_for_held()`; `release` in every case.
+        """
+        self._reserved_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Give back what was held: it is written, and counts as used now, or it never will be."""
+        self._reserved_bytes -= size_bytes
+
+    def has_room(self) -> bool:
+        """Tell whether all that is held may be written now."""
+        return trio.current_time() >= self._no_writes_until and self._excess_bytes() <= 0
+
+    async def make_room_for_held(self) -> None:
+        """Evict until all that is held may be written.  Checkpoint.  Raises CacheFullError."""
+        await self._make_room()
 
     @asynccontextmanager
     async def _held(self, part: PartId) -> AsyncIterator[None]:
@@ -165,10 +189,8 @@ class Space:
                 excess = self._excess_bytes()
                 if excess <= 0:
                     return
-                if excess > self.large_bytes():
-                    raise CacheFullError("nothing left to evict")
                 try:
-                    freed = await self._evict(max(excess, self.large_bytes() // _BATCH_SHARE))
+                    freed = await self._make_way(excess)
                 except (OSError, DatabaseError) as error:
                     self.note_disk_error(error)
                     raise CacheFullError(f"cannot evict: {error}") from error
@@ -176,6 +198,19 @@ class Space:
                     break
             if self._excess_bytes() > 0:
                 raise CacheFullError("no part can be evicted now")
+
+    async def _make_way(self, excess: int) -> int:
+        """Evict so much at least; return how much could be.  Raises OSError, DatabaseError.
+
+        Small files have a share that they make way for among themselves; here they go when large ones cannot.
+        """
+        if excess <= self.large_bytes():
+            return await self._evict(max(excess, self.large_bytes() // _BATCH_SHARE))
+        if excess > self.large_bytes() + self._small.file_bytes():
+            raise CacheFullError("nothing left to evict")
+        freed = await self._small.give_back(excess)
+        bump(self._row, Count.EVICTED_BYTES, freed)
+        return freed
 
     async def _evict(self, wanted_bytes: int) -> int:
         """Evict random parts until this much is free, or no more can be found; return how much.
@@ -235,8 +270,13 @@ class Space:
         self._unpunched.pop(part, None)
 
     def _is_spared(self, part: PartId) -> bool:
-        """Tell whether a part must stay: it is being written, or was a moment ago."""
-        return part in self._recent or part in self._writing
+        """Tell whether a part must stay: it is being written, or was a moment ago, or its reader was announced."""
+        return part in self._recent or part in self._writing or self.is_awaited(part[0], part[1] * PART_BYTES)
+
+
+def _is_never_awaited(_ino: int, _offset: int) -> bool:
+    """Spare nothing."""
+    return False
 
 
 def _punch_blocks(fd: int, part: int, mask: int) -> None:

@@ -8,6 +8,7 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.freshness import Freshness
+from fanoutfs.core.plans import Plans
 from fanoutfs.core.space import Space
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.observe.shared import (
@@ -31,6 +32,7 @@ def describe(
     filesystem: FileSystem,
     freshness: Freshness,
     admission: Admission,
+    plans: Plans,
 ) -> dict[str, Any]:
     """Return the state of a mount, ready for JSON.  Sizes in bytes, times in seconds."""
     keeper = shared.row(KEEPER_ROW)
@@ -60,5 +62,6 @@ def describe(
             "oldest_s": round(max((request.age_ns for request in in_flight), default=0) / 1e9, 3),
             "fill_bytes": admission.bytes_used,
         },
+        "plans": plans.describe(),
         "counters": shared.counters(),
     }

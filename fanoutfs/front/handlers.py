@@ -9,6 +9,7 @@ import stat
 import time
 from typing import Final
 
+from fanoutfs.cache.arena import Arena, gaps
 from fanoutfs.cache.blocks import BlockMismatchError, BlockReader, missing_blocks
 from fanoutfs.cache.small import SmallMismatchError, SmallReader
 from fanoutfs.front.hints import HintSender
@@ -56,6 +57,7 @@ class Handlers:
         index: IndexReader,
         small: SmallReader,
         blocks: BlockReader,
+        arena: Arena,
         hints: HintSender,
         shared: SharedState,
         row: memoryview,
@@ -67,6 +69,7 @@ class Handlers:
         self._index = index
         self._small = small
         self._blocks = blocks
+        self._arena = arena
         self._hints = hints
         self._shared = shared
         self._row = row
@@ -228,10 +231,11 @@ class Handlers:
                 self._deliver(unique, b"")
                 return
             flags = int.from_bytes(value[ATTR_SIZE + 8 : ATTR_SIZE + 10], "little")
-            first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
+            fresh = [] if flags & FLAG_SMALL else self._arena.runs(ino, offset, end)
             if flags & FLAG_SMALL:
                 missing = 1
-            else:
+            for start, stop in gaps(fresh, offset, end):
+                first, last = start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES
                 for part in range(first // PART_BLOCKS, last // PART_BLOCKS + 1):
                     part_value = self._index.part_value(txn, ino, part)
                     missing |= missing_blocks(part_value, part, first, last)
@@ -240,12 +244,17 @@ class Handlers:
             self._ask_read(Verb.FILL, unique, ino, offset, size, tries)
             return
         try:
-            data, verified = self._blocks.read(ino, offset, end, size_bytes, parts)
+            if fresh:
+                pieces, verified = self._blocks.read_around(ino, offset, end, size_bytes, parts, fresh)
+            else:
+                data, verified = self._blocks.read(ino, offset, end, size_bytes, parts)
+                pieces = [data]
         except BlockMismatchError:
             self._ask_read(Verb.REFILL, unique, ino, offset, size, tries)
             return
         self._row[Count.BLOCKS_VERIFIED] += verified
-        self._deliver(unique, data)
+        self._row[Count.ARENA_READS] += bool(fresh)
+        self._deliver(unique, *pieces)
         self._hints.note_part(ino, offset // PART_BYTES)
 
     def _ask_read(self, verb: Verb, unique: int, ino: int, offset: int, size: int, tries: int) -> None:
@@ -253,11 +262,12 @@ class Handlers:
             verb = Verb.DIRECT
         self._relay.ask(verb, Opcode.READ, unique, ino, offset, size, tries)
 
-    def _deliver(self, unique: int, data: bytes | memoryview) -> None:
+    def _deliver(self, unique: int, *pieces: bytes | memoryview) -> None:
         row = self._row
         row[ANSWERED_BASE + Opcode.READ] += 1
-        row[Count.READER_BYTES] += len(data)
-        self._kernel.answer(unique, data)
+        for piece in pieces:
+            row[Count.READER_BYTES] += len(piece)
+        self._kernel.answer(unique, *pieces)
 
     # --- when the core has answered ----------------------------------------------------------------------------
 

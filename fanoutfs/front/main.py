@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.blocks import BlockReader
 from fanoutfs.cache.files import CacheFiles
-from fanoutfs.cache.small import SmallReader
+from fanoutfs.cache.small import SmallEnvironment, SmallReader
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.front.handlers import Handlers
 from fanoutfs.front.hints import HintSender
@@ -32,6 +33,7 @@ class FrontTask:
     config: MountConfig
     volume_path: Path
     shared: SharedState
+    arena: Arena
     number: int
     fuse_fd: int
     relay: socket.socket
@@ -44,14 +46,14 @@ def run(task: FrontTask) -> int:
     row = task.shared.row(FIRST_FRONT_ROW + task.number)
     kernel = KernelChannel(task.fuse_fd, row)
     relay = Relay(task.relay, task.shared, task.number, row)
-    small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
     hints = HintSender(task.hints, row, task.config.metadata_ttl, has_pusher=task.config.push_memory > 0)
     handlers = Handlers(
         kernel=kernel,
         relay=relay,
         index=IndexReader(IndexEnvironment(task.volume_path, writable=False)),
-        small=SmallReader(task.volume_path, small_map_bytes),
+        small=SmallReader(SmallEnvironment(task.volume_path, writable=False)),
         blocks=BlockReader(CacheFiles(task.volume_path, writable=False)),
+        arena=task.arena,
         hints=hints,
         shared=task.shared,
         row=row,

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fanoutfs.cache.small import SmallMismatchError, SmallReader
+from fanoutfs.cache.small import SmallEnvironment, SmallMismatchError, SmallReader
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.front.pressure import MemoryGauge
 from fanoutfs.front.pushpolicy import PushPolicy
@@ -57,11 +57,10 @@ class PusherTask:
 
 def run(task: PusherTask) -> int:
     """Push until the core's end of the channel closes or the mount is gone."""
-    small_map_bytes = int(task.config.cache_size * task.config.small_cache_share)
     row = task.shared.row(PUSHER_ROW)
     policy = PushPolicy(task.config.push_memory, random.Random())
     gauge = MemoryGauge(task.config.push_memory)
-    mover = Mover(SmallReader(task.volume_path, small_map_bytes, in_order=True), task.fuse_fd, policy, row)
+    mover = Mover(SmallReader(SmallEnvironment(task.volume_path, writable=False)), task.fuse_fd, policy, row)
     try:
         Pusher(task.channel, policy, gauge, mover, row).run()
     except (_UnmountedError, ConnectionError):

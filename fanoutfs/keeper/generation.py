@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from fanoutfs.cache.arena import Arena
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core import main as core_main
 from fanoutfs.errors import DaemonDiedError
@@ -54,6 +55,7 @@ class Estate:
     volume_path: Path
     other_volumes_bytes: int
     shared: SharedState
+    arena: Arena
     control: socket.socket
     setup_log: Callable[[str], None]
 
@@ -106,6 +108,7 @@ class Generation:
             volume_path=estate.volume_path,
             other_volumes_bytes=estate.other_volumes_bytes,
             shared=estate.shared,
+            arena=estate.arena,
             supervision=self._channel_core,
             relay=self._relay_core,
             hints=self._hints_core,
@@ -177,6 +180,7 @@ class Generation:
             config=estate.config,
             volume_path=estate.volume_path,
             shared=estate.shared,
+            arena=estate.arena,
             number=number,
             fuse_fd=mounted.fuse_fd,
             relay=self._relay_front,

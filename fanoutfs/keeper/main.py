@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from fanoutfs.backend import config_root
+from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.directory import CacheDirectory, make_private
 from fanoutfs.config.schema import MountConfig, control_socket
 from fanoutfs.errors import CacheUnusableError, FanoutError, MountBusyError, NotMountedError
@@ -86,6 +87,7 @@ def serve(config: MountConfig, ready_fd: int) -> int:
             volume_path=volume_path,
             other_volumes_bytes=cache.other_volumes_bytes(volume_path),
             shared=shared,
+            arena=Arena(config.arena_bytes()),
             control=control,
             setup_log=setup_log,
         )

@@ -54,13 +54,16 @@ class Count(IntEnum):
     BACKEND_MISSING = NAMED_BASE + 30
     BACKEND_DEADLINES = NAMED_BASE + 31
     BACKEND_HIDDEN_KEYS = NAMED_BASE + 32
-    PUSHED_FILES = NAMED_BASE + 48
-    PUSHED_BYTES = NAMED_BASE + 49
-    PUSHES_REFUSED = NAMED_BASE + 50
-    PUSH_STOPS_BUDGET = NAMED_BASE + 51
-    PUSH_STOPS_PRESSURE = NAMED_BASE + 52
-    SENTINELS_READ = NAMED_BASE + 53
-    SENTINELS_UNREAD = NAMED_BASE + 54
+    ARENA_READS = NAMED_BASE + 33
+    PREFETCH_USED_BYTES = NAMED_BASE + 34
+    PREFETCH_WASTED_BYTES = NAMED_BASE + 35
+    PUSHED_FILES = NAMED_BASE + 36
+    PUSHED_BYTES = NAMED_BASE + 37
+    PUSHES_REFUSED = NAMED_BASE + 38
+    PUSH_STOPS_BUDGET = NAMED_BASE + 39
+    PUSH_STOPS_PRESSURE = NAMED_BASE + 40
+    SENTINELS_READ = NAMED_BASE + 41
+    SENTINELS_UNREAD = NAMED_BASE + 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class Metric:
 METRICS: Final = (
     Metric(Count.READER_BYTES, "bytes", "file data the fronts handed to the kernel (page cache hits are invisible)"),
     Metric(Count.SMALL_READS, "1", "READs answered from the small-file store"),
+    Metric(Count.ARENA_READS, "1", "READs of large files answered from memory, before the bytes left it"),
     Metric(Count.BLOCKS_VERIFIED, "1", "cached blocks and small files whose checksum was right when they left"),
     Metric(Count.VERIFY_FAILURES, "1", "cached blocks and small files with a wrong checksum: dropped, fetched again"),
     Metric(Count.HINTS_DROPPED, "1", "hints from a front that found the socket full"),
@@ -95,6 +99,10 @@ METRICS: Final = (
     Metric(Count.FILLS_JOINED, "1", "requests that waited for a fill which another one had started"),
     Metric(Count.FILLS_FAILED, "1", "fills that ended with an error"),
     Metric(Count.PREFETCH_BYTES, "bytes", "bytes fetched ahead of a reader"),
+    Metric(Count.PREFETCH_USED_BYTES, "bytes", "small files fetched ahead that were then read"),
+    Metric(
+        Count.PREFETCH_WASTED_BYTES, "bytes", "small files fetched ahead and passed over, given up, or evicted unread"
+    ),
     Metric(Count.READ_THROUGH_BYTES, "bytes", "bytes handed to readers without caching (cache full or disk full)"),
     Metric(Count.EVICTED_BYTES, "bytes", "bytes removed from the cache to make room"),
     Metric(Count.LISTINGS, "1", "directories listed or listed again"),

@@ -34,4 +34,4 @@ def running_lab(scratch: Path) -> Iterator[Lab]:
         server.make_bucket(BUCKET)
         direct = Bucket(server.endpoint, BUCKET, REGION, ACCESS_KEY, SECRET_KEY)
         watched = Bucket(proxy.endpoint, BUCKET, REGION, ACCESS_KEY, SECRET_KEY)
-        yield Lab(source, direct, watched, proxy)
+        yield Lab(source, direct, watched, proxy, server.process.pid)

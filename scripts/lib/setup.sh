@@ -40,13 +40,28 @@ setup_package_lists() {
     apt-cache show "$1" >/dev/null 2>&1 || as_root apt-get update -qq >&2
 }
 
+# make_venv: make the virtual environment.
+make_venv() {
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$PYTHON is older than Python 3.11"
+    [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
+}
+
+# setup_cpu_torch: install torch without CUDA, which would be gigabytes.  TORCH_VERSION=... chooses another one.
+setup_cpu_torch() {
+    local version="${TORCH_VERSION:-2.13.0}"
+    make_venv
+    ! "$VENV/bin/python" -c 'import torch' 2>/dev/null || return 0
+    say "installing torch $version, CPU build, into $VENV"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --retries 1 \
+        --extra-index-url https://download.pytorch.org/whl/cpu "torch==$version+cpu"
+}
+
 # setup_venv EXTRA: make the virtual environment and install the package with an extra, once per pyproject.toml.
 setup_venv() {
     local stamp="$VENV/installed-$1"
     [ ! "$stamp" -nt pyproject.toml ] || return 0
-    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "$PYTHON is older than Python 3.11"
+    make_venv
     say "installing fanoutfs[$1] into $VENV"
-    [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$1]"
     touch "$stamp"
 }

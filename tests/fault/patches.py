@@ -111,10 +111,11 @@ def front_raises() -> None:
 
 def fill_raises() -> None:
     """The inside of every fill and listing raises, as long as the mark `raise` exists."""
+    from fanoutfs.core import smallfills
     from fanoutfs.core.fill import Fills
     from fanoutfs.core.listing import Listings
 
-    Fills._fill_small = _raising_async(Fills._fill_small)  # type: ignore[method-assign]
+    smallfills.fetch_version = _raising(smallfills.fetch_version)  # type: ignore[attr-defined]
     Fills._fill_blocks = _raising_async(Fills._fill_blocks)  # type: ignore[method-assign]
     Listings._list = _raising_async(Listings._list)  # type: ignore[method-assign]
 

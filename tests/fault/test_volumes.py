@@ -95,13 +95,14 @@ def test_broken_index_is_rebuilt_and_old_content_never_shows(breakage: str, buck
     assert mount.counters()["backend_gets"] == 0, "the new index works"
 
 
+@pytest.mark.parametrize("file", ["small.lmdb", "segments/00000000"])
 @pytest.mark.parametrize("breakage", [each for each in BREAKAGES if each not in ("cut to one page", "cut by one page")])
-def test_broken_small_store_is_rebuilt(breakage: str, bucket: Bucket, mount_of: Mounter) -> None:
+def test_broken_small_store_is_rebuilt(breakage: str, file: str, bucket: Bucket, mount_of: Mounter) -> None:
     mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env, start=False)
     expected = fill_cache(bucket, mount, 0)
     mount.start()
     check_all(mount, expected)
-    store = mount.volume() / "small.lmdb"
+    store = mount.volume() / file
     mount.stop()
     BREAKAGES[breakage](store)
     mount.start()
@@ -133,7 +134,7 @@ def test_index_of_a_newer_format_is_refused_and_left_alone(bucket: Bucket, mount
     assert "format 99" in result.stderr
     after = snapshot(volume)
     for name in before:
-        if name.startswith("objects/") or name in ("index.lmdb", "small.lmdb"):
+        if name.startswith(("objects/", "segments/")) or name in ("index.lmdb", "small.lmdb"):
             assert after[name] == before[name], name
     with lmdb.open(str(volume / "index.lmdb"), subdir=False, max_dbs=8, map_size=1 << 30, lib_version=0) as env:
         with env.begin(write=True) as txn:

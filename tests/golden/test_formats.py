@@ -1,10 +1,15 @@
 """The stored formats, byte for byte.  Whoever has to change a literal here changes what is on users' disks: raise
 FORMAT_VERSION, and say what becomes of the old files."""
 
+from pathlib import Path
+
+import trio
 import xxhash
 
 from fanoutfs.cache.files import CacheFiles
-from fanoutfs.cache.small import CHECKSUM
+from fanoutfs.cache.segments import segment_name
+from fanoutfs.cache.small import FORMAT_VALUE, PLACE, ROSTER_KEY, SEGMENT_KEY, SEGMENT_VALUE, U32, SmallEnvironment
+from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.index.format import (
     DATABASES,
     DT_REG,
@@ -22,7 +27,7 @@ from fanoutfs.index.format import (
     file_inode,
     unpack_inode,
 )
-from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, Version
+from fanoutfs.records import BLOCK_BYTES, MIB, PART_BLOCKS, Version
 from fanoutfs.wire.hints import Hint, HintKind
 from fanoutfs.wire.relay import DONE, Outcome, Verb, make_intent, make_unique
 
@@ -89,8 +94,43 @@ def test_settings() -> None:
     assert U64.pack(FORMAT_VERSION).hex() == "0100000000000000"
 
 
-def test_small_value() -> None:
-    assert (CHECKSUM.pack(xxhash.xxh3_64_intdigest(b"hello", 16)) + b"hello").hex() == "978e9b4c961b702468656c6c6f"
+def test_small_file_records() -> None:
+    assert FORMAT_VALUE.hex() == "0200000000000000"
+    assert PLACE.pack(xxhash.xxh3_64_intdigest(b"hello", 16), 3, 0x1234, 5).hex() == (
+        "978e9b4c961b7024" "03000000" "34120000" "05000000"
+    )  # fmt: skip
+    assert ROSTER_KEY.pack(3, 0x1234).hex() == "0000000300001234"
+    assert SEGMENT_KEY.pack(3).hex() == "00000003"
+    assert SEGMENT_VALUE.pack(0x1234, 0x1000, 7).hex() == "341200000010000007000000"
+    assert U32.pack(4).hex() == "04000000"
+    assert segment_name(0x2A) == "0000002a"
+
+
+async def test_small_file_store(tmp_path: Path) -> None:
+    store = SmallStore(tmp_path, 16 * MIB, trio.lowlevel.checkpoint)
+    await store.put_many([(16, memoryview(b"hello")), (17, memoryview(b"world!"))])
+    await store.put(18, memoryview(b"abc"))
+    await store.drop(17)
+    store.close()
+    assert [path.name for path in (tmp_path / "segments").iterdir()] == ["00000000"]
+    assert (tmp_path / "segments/00000000").read_bytes() == b"helloworld!abc"
+    environment = SmallEnvironment(tmp_path, writable=False)
+    with environment.env.begin() as txn:
+        assert (txn.get(b"format"), txn.get(b"next")) == (FORMAT_VALUE, U32.pack(1))
+        places, rosters, segments = (
+            [(key.hex(), value.hex()) for key, value in txn.cursor(db=database)]
+            for database in (environment.places, environment.rosters, environment.segments)
+        )
+    environment.close()
+    assert places == [
+        ("0000000000000010", "978e9b4c961b7024" "00000000" "00000000" "05000000"),
+        ("0000000000000012", PLACE.pack(xxhash.xxh3_64_intdigest(b"abc", 18), 0, 11, 3).hex()),
+    ]  # fmt: skip
+    assert rosters == [
+        ("0000000000000000", "1000000000000000" "1100000000000000"),
+        ("0000000000000002", "1200000000000000"),
+    ]  # fmt: skip
+    assert segments == [("00000000", "0e0000000800000003000000")]
 
 
 def test_cache_file_path() -> None:

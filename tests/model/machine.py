@@ -417,11 +417,15 @@ def flip_byte(volume: Path, ino: int, made: Put, where: int) -> bool:
     at = made.size * where // 1001
     path = volume / "objects" / f"{ino & 0xFF:02x}" / f"{ino:x}"
     if not path.exists():
-        # A small file: found by its content inside the LMDB file, whose pages are what fronts have mapped.
-        path = volume / "small.lmdb"
-        start = path.read_bytes().find(made.content) if made.size >= 64 else -1
-        if start < 0:
+        # A small file: found by its content; the copy that was appended last is the one that is read.
+        found_at = [
+            (segment, segment.read_bytes().rfind(made.content) if made.size >= 64 else -1)
+            for segment in sorted((volume / "segments").iterdir())
+        ]
+        found_at = [(segment, start) for segment, start in found_at if start >= 0]
+        if not found_at:
             return False
+        path, start = found_at[-1]
         at += start
     fd = os.open(path, os.O_RDWR)
     try:

@@ -108,6 +108,7 @@ def test_limit_of_small_files_is_inclusive(weed: S3Server, small_file_size: int)
         for name, size in zip("abc", sizes, strict=True):
             assert kernel.read_all(mount.path / name) == content(size)
         large = sum(size for size in sizes if size > small_file_size)
+        mount.wait_for_fills()
         assert mount.status()["cache"]["large_bytes"] == large
 
 

@@ -77,6 +77,10 @@ class Mount:
         counters: dict[str, int] = self.status()["counters"]
         return counters
 
+    def wait_for_fills(self) -> None:
+        """Return when what was fetched is on disk and in the index; readers have it earlier."""
+        wait_until(lambda: self.status()["in_flight"]["fill_bytes"] == 0, "the bytes are on disk")
+
     def messages(self) -> dict[str, int]:
         """Return the message counters that are not zero: `read_answered` → n."""
         prefix = "messages_"

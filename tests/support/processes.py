@@ -65,6 +65,11 @@ class ServerProcess:
         atexit.register(self.stop)
 
     @property
+    def is_started(self) -> bool:
+        """Whether there is a process: an interrupt may come before."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         """The process id, for tests that kill or stop the server."""
         assert self._process is not None

@@ -161,7 +161,7 @@ def _without_sockets(process: ServerProcess) -> Iterator[None]:
     try:
         yield
     finally:
-        ports = _ports(process.pid)
+        ports = _ports(process.pid) if process.is_started else []
         process.stop()
         for port in {number for each in ports for number in (each, each + 10_000)}:
             for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):

@@ -1,5 +1,6 @@
 """The peers that need no object store, on a real mount."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from fanoutfs.bench import load, scope
 from fanoutfs.bench.data import make_large_file, make_small_files
-from fanoutfs.bench.peers import Passthrough, start_peers
+from fanoutfs.bench.peers import Passthrough, passthrough_as_example, start_peers
 from fanoutfs.bench.scope import PeerError, is_mounted, mounting, scratch_directory, temporary_files_in
 from fanoutfs.records import MIB
 
@@ -36,6 +37,44 @@ def test_passthrough_shows_the_source_and_leaves_nothing(tmp_path: Path) -> None
             (mountpoint / "new").touch()
     assert not is_mounted(mountpoint)
     assert os.listdir(tmp_path) == ["source"]
+
+
+def _reads_of(pid: int) -> int:
+    """Return how often a process has read(2): libfuse reads /dev/fuse once for each message."""
+    lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("syscr:"))
+
+
+def _messages_of_ten_opens(peer: Passthrough, directory: Path) -> int:
+    """Return what ten more opens of a known file cost; close() does not wait for RELEASE, so a few come or go."""
+    with temporary_files_in(directory), peer.mounted() as mountpoint:
+        path = bytes(mountpoint / "file")
+        load.run_together(1, load.hot_opens(path, 10, 1))
+        (pid,) = _programs_on(mountpoint)
+        before = _reads_of(pid)
+        load.run_together(1, load.hot_opens(path, 10, 1))
+        return _reads_of(pid) - before
+
+
+def _programs_on(mountpoint: Path) -> list[int]:
+    """Return the processes that have the mountpoint as an argument."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdecimal() and bytes(mountpoint) in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def test_passthrough_as_example_pays_more_messages_for_every_open(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_bytes(bytes(4096))
+    tuned = _messages_of_ten_opens(Passthrough(source), tmp_path)
+    untuned = _messages_of_ten_opens(passthrough_as_example(source), tmp_path)
+    # 20: OPEN and RELEASE; 80: GETATTRs of the path walk, LOOKUP and READ as well.
+    assert tuned <= 30
+    assert untuned >= 60
 
 
 def test_a_busy_mount_is_detached(tmp_path: Path) -> None:

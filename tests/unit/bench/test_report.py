@@ -68,3 +68,18 @@ def test_table_aligns_columns_and_lets_a_last_cell_run_over() -> None:
 
 def test_number_keeps_about_three_digits() -> None:
     assert [number(value) for value in (1234567.8, 12.345, 0.01234, 5.0)] == ["1,234,568", "12.3", "0.0123", "5"]
+
+
+def test_breakdown_shows_medians_and_a_dash_for_a_part_a_peer_does_not_have() -> None:
+    report = Report("title", {})
+    for value in (1.0, 9.0, 4.0):
+        report.break_down("CPU", "us", "fanoutfs", {"core": value, "loaders": 2.0})
+    report.break_down("CPU", "us", "ext4", {"loaders": 3.0})
+    rows = report.to_text().split("CPU [us]\n")[1].splitlines()
+    assert [row.split() for row in rows] == [
+        ["peer", "core", "loaders"],
+        ["fanoutfs", "4", "2"],
+        ["ext4", "-", "3"],
+    ]
+    (found,) = json.loads(report.to_json())["breakdowns"]
+    assert found["values"]["fanoutfs"]["core"] == [1.0, 9.0, 4.0]

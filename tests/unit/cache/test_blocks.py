@@ -1,15 +1,24 @@
 """Blocks in cache files: stored, verified, found torn."""
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fanoutfs.cache.blocks import BlockMismatchError, BlockReader, find_torn_blocks, missing_blocks, store_blocks
+from fanoutfs.cache.arena import Run
+from fanoutfs.cache.blocks import (
+    BlockMismatchError,
+    BlockReader,
+    find_torn_blocks,
+    missing_blocks,
+    store_blocks,
+    store_blocks_directly,
+)
 from fanoutfs.cache.files import CacheFiles, punch_hole
 from fanoutfs.index.format import PART_VALUE
 from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
@@ -137,3 +146,50 @@ def test_descriptors_are_bounded_and_survive_as_duplicates(files: CacheFiles) ->
     os.close(kept)
     assert os.pread(files.descriptor(INO), 10, 0) == b"still here"
     assert len(os.listdir("/proc/self/fd")) < 600
+
+
+@pytest.mark.parametrize("size", [1, 4096, BLOCK_BYTES + 7, PART_BYTES])
+def test_bytes_stored_past_the_page_cache_come_back(files: CacheFiles, reader: BlockReader, size: int) -> None:
+    content = os.urandom(size)
+    buffer = memoryview(mmap.mmap(-1, PART_BYTES))
+    buffer[:] = b"\xff" * PART_BYTES
+    buffer[:size] = content
+    fd = files.open_direct(INO, size)
+    try:
+        checksums = store_blocks_directly(fd, INO, 0, 0, buffer, size)
+    finally:
+        os.close(fd)
+    assert checksums == store_blocks(files.descriptor(INO + 1), INO, 0, 0, memoryview(content))
+    row = [checksums.get(block, 0) for block in range(PART_BLOCKS)]
+    value = PART_VALUE.pack(sum(1 << block for block in checksums), 0, *row)
+    step = min(size, 4 * BLOCK_BYTES)
+    for at in range(0, size, step):
+        assert reader.read(INO, at, min(size, at + step), size, {0: value})[0] == content[at : at + step]
+    assert not any(os.pread(files.descriptor(INO), 4096, size)), "what lay in the buffer before is on the disk"
+
+
+@settings(deadline=None)  # makes a cache file each time
+@given(
+    offset=st.integers(0, 4 * BLOCK_BYTES),
+    length=st.integers(1, 4 * BLOCK_BYTES),
+    spans=st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3)), max_size=3),
+)
+def test_pieces_of_arena_and_file_are_the_range(
+    tmp_path_factory: pytest.TempPathFactory, offset: int, length: int, spans: list[tuple[int, int]]
+) -> None:
+    size = 6 * BLOCK_BYTES - 3
+    content = bytes(at % 251 for at in range(size))
+    path = tmp_path_factory.mktemp("volume")
+    (path / "objects").mkdir()
+    files = CacheFiles(path, writable=True)
+    try:
+        parts = store(files, content)
+        end = min(size, offset + length)
+        cut = [(max(offset, low * BLOCK_BYTES), min(end, (low + count) * BLOCK_BYTES)) for low, count in spans]
+        runs = sorted(
+            (Run(low, memoryview(content)[low:high]) for low, high in cut if low < high), key=lambda r: r.start
+        )
+        pieces, _verified = BlockReader(files).read_around(INO, offset, end, size, parts, runs)
+        assert b"".join(pieces) == content[offset:end]
+    finally:
+        files.close()

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import lmdb
 import pytest
 import trio
 
@@ -18,7 +19,7 @@ WANTED = OpenVolume("test", OWNER, NOW_NS)
 
 
 def opened(path: Path) -> Volume:
-    return open_volume(path, 8 * MIB, WANTED)
+    return open_volume(path, 8 * MIB, WANTED, trio.lowlevel.checkpoint)
 
 
 def fill(path: Path) -> None:
@@ -108,6 +109,21 @@ def test_broken_small_store_is_replaced_and_the_index_stays(path: Path) -> None:
     assert volume.was_known
     assert not volume.small.has(16)
     assert len(cache_files(path)) == 1
+    volume.close(path)
+
+
+def test_small_store_of_an_older_format_is_replaced_and_the_index_stays(path: Path) -> None:
+    fill(path)
+    (path / "small.lmdb").unlink()
+    with lmdb.open(str(path / "small.lmdb"), subdir=False, lib_version=0) as env, env.begin(write=True) as txn:
+        txn.put((16).to_bytes(8, "big"), b"checksumold content")
+    volume = opened(path)
+    assert volume.was_known
+    assert not volume.small.has(16)
+    trio.run(volume.small.put, 16, memoryview(b"new content"))
+    volume.close(path)
+    volume = opened(path)
+    assert volume.small.is_intact(16)
     volume.close(path)
 
 

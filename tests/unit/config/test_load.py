@@ -6,7 +6,6 @@ import pytest
 
 from fanoutfs.config.load import IGNORED, SETTINGS, SYNONYMS, build_config, parse_mount_options, show_default
 from fanoutfs.config.schema import INDEFINITE, MountConfig
-from fanoutfs.config.source import check_source
 from fanoutfs.errors import UsageError
 
 MNT = Path("/mnt/data")
@@ -93,7 +92,7 @@ def test_credentials_are_refused_and_not_repeated() -> None:
     ],
 )
 def test_sources(source: str) -> None:
-    assert check_source(source) == source
+    assert build_config(source, MNT, {}).source == source
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_sources(source: str) -> None:
 )
 def test_malformed_sources(source: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        check_source(source)
+        build_config(source, MNT, {})
 
 
 def test_directory_source_and_mountpoint_must_not_overlap() -> None:

@@ -14,14 +14,21 @@ import trio
 from fanoutfs.backend.base import Backend, Pages
 from fanoutfs.backend.faulty import FaultyBackend, Gate
 from fanoutfs.backend.local import LocalBackend
+from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.admission import Admission
+from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
+from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.plans import Plans
+from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
@@ -30,7 +37,7 @@ from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import CORE_ROW, SharedState
-from fanoutfs.records import GIB, MIB, ROOT_INO, ListPage
+from fanoutfs.records import GIB, MIB, PART_BYTES, ROOT_INO, ListPage
 from fanoutfs.wire.kernel import OUT_HEADER, Notify
 from tests.unit.indexes import NOW_NS, OWNER, open_index
 
@@ -86,9 +93,12 @@ class Rig:
     grace: Grace
     space: Space
     admission: Admission
+    arena: ArenaSlots
     notifier: Notifier
     listings: Listings
     fills: Fills
+    plans: Plans
+    prefetch: Prefetch
     clock: TurnedClock
     row: memoryview
     kernel: list[bytes]
@@ -164,7 +174,11 @@ async def running_core(
     requests: int = 8,
     memory_bytes: int = 256 * MIB,
     readahead_bytes: int = 0,
+    arena_slots: int = 0,
     op_timeout_s: float = 30.0,
+    sibling_files: int = 0,
+    plan_window_bytes: int = MIB,
+    small_bytes: int = 16 * MIB,
 ) -> AsyncIterator[Rig]:
     """Put the parts together as core.main does, and take them apart at the end."""
     (path / "objects").mkdir()
@@ -180,9 +194,9 @@ async def running_core(
     with open_index(path) as environment:
         reader = IndexReader(environment)
         writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
-        small = SmallStore(path, 16 * MIB)
-        files = CacheFiles(path, writable=True)
         grace = Grace(shared, 2)
+        small = SmallStore(path, small_bytes, grace.wait)
+        files = CacheFiles(path, writable=True)
         admission = Admission(memory_bytes, requests)
         notifier = Notifier(ours, has_epoch=True, row=row)
         space = Space(
@@ -214,6 +228,9 @@ async def running_core(
                     op_timeout_s=op_timeout_s,
                     row=row,
                 )
+                arena = ArenaSlots(Arena(max(arena_slots, 1) * PART_BYTES), grace)
+                if not arena_slots:
+                    await arena.take()  # the only one: fills go through the page cache, and end with their commit
                 fills = Fills(
                     nursery=nursery,
                     backend=checked,
@@ -221,11 +238,41 @@ async def running_core(
                     writer=writer,
                     files=files,
                     small=small,
+                    arena=arena,
                     space=space,
                     admission=admission,
                     readahead=ReadAhead(readahead_bytes),
                     requests=requests,
                     op_timeout_s=op_timeout_s,
+                    row=row,
+                )
+                plans = Plans(
+                    reader=reader,
+                    filesystem=FileSystem(
+                        reader=reader,
+                        listings=listings,
+                        fills=fills,
+                        freshness=Freshness(
+                            listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=float("inf")
+                        ),
+                        shared=shared,
+                        metadata_ttl_s=float("inf"),
+                    ),
+                    fills=fills,
+                    small=small,
+                    window_bytes=plan_window_bytes,
+                    requests=requests,
+                    row=row,
+                )
+                space.is_awaited = plans.is_ahead
+                nursery.start_soon(plans.run)
+                prefetch = Prefetch(
+                    reader=reader,
+                    fills=fills,
+                    root_prefix="",
+                    requests=requests,
+                    siblings=Siblings(sibling_files, MIB, MIB),
+                    plans=plans,
                     row=row,
                 )
                 yield Rig(
@@ -241,9 +288,12 @@ async def running_core(
                     grace=grace,
                     space=space,
                     admission=admission,
+                    arena=arena,
                     notifier=notifier,
                     listings=listings,
                     fills=fills,
+                    plans=plans,
+                    prefetch=prefetch,
                     clock=clock,
                     row=row,
                     kernel=kernel,

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from fanoutfs.core.tidying import tidy
 from fanoutfs.errors import CacheFullError
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import BUSY, FIRST_FRONT_ROW
@@ -139,3 +140,60 @@ async def test_concurrent_fills_stay_below_the_cap(tmp_path: Path) -> None:
             gate.release()
         assert on_disk(core, tmp_path) <= cap
         assert full < 12
+
+
+async def fill_small(core: Rig, count: int) -> None:
+    """Store files of 16 KiB."""
+    items = [(ino, memoryview(os.urandom(16 * KIB))) for ino in range(1 << 40, (1 << 40) + count)]
+    assert all(await core.small.put_many(items))
+
+
+async def test_small_files_make_way_when_nothing_large_is_left(tmp_path: Path) -> None:
+    cap = 20 * MIB
+    async with running_core(tmp_path, cap_bytes=cap) as core:
+        inode = await core.put("a", os.urandom(PART_BYTES))
+        await fill_small(core, 800)
+        before = core.small.file_bytes()
+        assert before > 12 * MIB
+        await core.fills.ensure(inode.ino, 0, PART_BYTES)
+        assert core.blocks(inode.ino) == (1 << 32) - 1
+        assert before - core.small.file_bytes() > MIB
+        assert core.small.file_bytes() > 8 * MIB, "far more was given up than was needed"
+        assert on_disk(core, tmp_path) <= cap
+
+
+async def test_large_files_make_way_before_small_ones(tmp_path: Path) -> None:
+    async with running_core(tmp_path, cap_bytes=40 * MIB) as core:
+        inode = await core.put("a", os.urandom(6 * PART_BYTES))
+        await fill_small(core, 800)
+        before = core.small.file_bytes()
+        for part in range(6):
+            await core.fills.ensure(inode.ino, part * PART_BYTES, PART_BYTES)
+        assert core.small.file_bytes() == before
+        assert on_disk(core, tmp_path) <= 40 * MIB
+
+
+async def test_dead_bytes_of_small_files_go_within_the_cap(tmp_path: Path) -> None:
+    cap = 24 * MIB
+    async with running_core(tmp_path, cap_bytes=cap) as core:
+        inode = await core.put("a", os.urandom(2 * PART_BYTES))
+        await fill_small(core, 600)
+        await core.fills.ensure(inode.ino, 0, PART_BYTES)
+        before = core.small.file_bytes()
+        await core.small.drop_many(range((1 << 40) + 1, (1 << 40) + 600, 2))
+        most = 0
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal most
+                while True:
+                    most = max(most, on_disk(core, tmp_path))
+                    await trio.lowlevel.checkpoint()
+
+            nursery.start_soon(watch)
+            assert await tidy(core.small, core.space) > 4
+            nursery.cancel_scope.cancel()
+        assert most <= cap
+        assert core.small.file_bytes() < before * 2 / 3
+        assert core.small.find_sparse() is None
+        assert all(core.small.is_intact(ino) for ino in range(1 << 40, (1 << 40) + 600, 2))

@@ -1,0 +1,64 @@
+"""Which slots of the arena are free, in use, or kept for readers until their memory is needed again.
+
+Core, trio thread only; cache.arena has the memory and what fronts see of it.  A slot that was taken belongs to one fill
+until it is settled: then its bytes are on disk (or the fill failed) and it stays readable, the longest settled going
+first.  The fronts of an earlier core may still read any slot, so at the start all count as settled.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+import trio
+
+from fanoutfs.cache.arena import Arena
+from fanoutfs.core.grace import Grace
+
+_BATCH: Final = 4
+"""Slots withdrawn together: one grace period serves them all."""
+_IDLE_S: Final = 30.0
+"""After so long without a fill the memory goes back to the system."""
+
+
+class ArenaSlots:
+    """Hands out slots."""
+
+    def __init__(self, arena: Arena, grace: Grace) -> None:
+        self.arena = arena
+        self._grace = grace
+        self._free: list[int] = []
+        self._settled: OrderedDict[int, None] = OrderedDict.fromkeys(range(arena.slots))
+        self._last_use = trio.current_time()
+        self._has_memory = False
+
+    async def take(self) -> int | None:
+        """Return a slot nobody reads any more, or None when all are in use by fills.  Checkpoint."""
+        await trio.lowlevel.checkpoint()
+        self._last_use = trio.current_time()
+        if not self._free:
+            self._free += await self._withdraw(_BATCH)
+        if not self._free:
+            return None
+        self._has_memory = True
+        return self._free.pop()
+
+    def settle(self, slot: int) -> None:
+        """End a fill's use of a slot."""
+        self._settled[slot] = None
+
+    async def _withdraw(self, count: int) -> list[int]:
+        slots = [self._settled.popitem(last=False)[0] for _each in range(min(count, len(self._settled)))]
+        for slot in slots:
+            self.arena.withdraw(slot)
+        if slots:
+            await self._grace.wait()
+        return slots
+
+    async def run(self) -> None:
+        """Give memory back when nothing was fetched for a while, for ever."""
+        while True:
+            await trio.sleep(_IDLE_S)
+            if self._has_memory and trio.current_time() - self._last_use >= _IDLE_S:
+                self._free += await self._withdraw(len(self._settled))
+                for slot in self._free:
+                    self.arena.give_back(slot)
+                self._has_memory = False

@@ -1,0 +1,164 @@
+"""One announced order: where its consumer is, and what to fetch next.  Pure policy, no I/O and no time.
+
+A plan is a row of inode numbers, eight bytes each.  Its consumer is a job whose workers overtake each other, so its
+*position* is fuzzy: behind the furthest file that was read.  Files before it that were not read yet are waited for, up
+to `SLACK_FILES`; then they count as passed over.  What was fetched and not read yet stays within the window, counted
+in bytes, so that the fetch stops when the consumer does.
+
+A reader who comes for a file that lies further on has skipped: the plan goes on from there.  A file that occurs twice
+is fetched twice only if the cache lost it meanwhile.
+"""
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+SLACK_FILES: Final = 8192
+"""What a loader may read out of order: 16 workers with 2 batches of 256 each."""
+_DROP_SLACK_FILES: Final = 64
+"""Files behind the consumer that are not dropped: the first READ of a file tells of it, more may follow."""
+_AHEAD_FILES: Final = 65536
+"""Files fetched and not read yet at most, whatever the window: each takes some 200 bytes of memory."""
+_SCAN_FILES: Final = 4096
+_LONG_SCAN_FILES: Final = 1 << 20
+_LONG_SCAN_EVERY: Final = 256
+"""A file that was not expected is looked for this far on (0.1 ms), and every so often a long way (20 ms)."""
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """One file fetched ahead.  fetched_bytes: of it and not read yet, 0 when it was cached; read_bytes: up to where."""
+
+    index: int
+    fetched_bytes: int
+    read_bytes: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Plan:
+    """An order and how far it has come.
+
+    edge: index of the next file to fetch; edge_part: of its parts, when it is large.  drop_edge: up to where files
+    behind the consumer were dropped again.  is_complete: the announcer has said everything.
+    """
+
+    number: int
+    name: str
+    window_bytes: int
+    inos: "array[int]" = field(default_factory=lambda: array("Q"))
+    is_complete: bool = False
+    unknown: int = 0
+    position: int = 0
+    edge: int = 0
+    edge_part: int = 0
+    drop_edge: int = 0
+    ahead: dict[int, _Ahead] = field(default_factory=dict)
+    ahead_bytes: int = 0
+    used_bytes: int = 0
+    wasted_bytes: int = 0
+    unexpected: int = 0
+    _told: tuple[int, int] = (0, 0)
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether everything was announced and read."""
+        return self.is_complete and self.position >= len(self.inos) and not self.ahead
+
+    def has_room(self) -> bool:
+        """Tell whether more is to be fetched now."""
+        return self.edge < len(self.inos) and self.ahead_bytes < self.window_bytes and len(self.ahead) < _AHEAD_FILES
+
+    def extend(self, inos: Iterable[int]) -> None:
+        """Append to the order."""
+        self.inos.extend(inos)
+
+    def note_fetched(self, ino: int, size_bytes: int) -> None:
+        """Note that bytes of the file at the edge are being fetched (0: it is cached already)."""
+        found = self.ahead.get(ino)
+        if found is None:
+            self.ahead[ino] = _Ahead(self.edge, size_bytes)
+        else:
+            found.fetched_bytes += size_bytes
+        self.ahead_bytes += size_bytes
+
+    def step(self) -> None:
+        """Go on to the next file."""
+        self.edge += 1
+        self.edge_part = 0
+
+    def note_read(self, ino: int, *, is_missing: bool) -> bool:
+        """Note that a file was read, whole; tell whether it is one of this plan.
+
+        is_missing: it was not cached, so that it is worth looking for further on.
+        """
+        found = self.ahead.pop(ino, None)
+        if found is not None:
+            self.ahead_bytes -= found.fetched_bytes
+            self.used_bytes += found.fetched_bytes
+            self._move_to(found.index + 1)
+            return True
+        if not is_missing:
+            return False
+        index = self._find(ino)
+        if index is None:
+            return False
+        self._move_to(index + 1)
+        return True
+
+    def note_part_read(self, ino: int, read_bytes: int, size_bytes: int) -> bool:
+        """Note that a large file was read up to here; tell whether it is one of this plan."""
+        found = self.ahead.get(ino)
+        if found is None or read_bytes >= size_bytes:
+            return self.note_read(ino, is_missing=False)
+        used = min(found.fetched_bytes, max(0, read_bytes - found.read_bytes))
+        found.read_bytes = max(found.read_bytes, read_bytes)
+        found.fetched_bytes -= used
+        self.ahead_bytes -= used
+        self.used_bytes += used
+        return True
+
+    def is_ahead(self, ino: int, offset: int = 0) -> bool:
+        """Tell whether the reader of this file, or of what lies at this offset of it, is still to come."""
+        found = self.ahead.get(ino)
+        return found is not None and offset >= found.read_bytes
+
+    def give_up(self) -> None:
+        """Forget what was fetched and not read: it was wasted, as far as this plan goes."""
+        self.wasted_bytes += self.ahead_bytes
+        self.ahead.clear()
+        self.ahead_bytes = 0
+
+    def take_learnt(self) -> tuple[int, int]:
+        """Return (bytes used, bytes wasted) since the last call."""
+        learnt = self.used_bytes - self._told[0], self.wasted_bytes - self._told[1]
+        self._told = self.used_bytes, self.wasted_bytes
+        return learnt
+
+    def droppable(self, limit: int) -> list[int]:
+        """Return up to so many files that lie behind the consumer, first read first, and go past them."""
+        end = min(self.drop_edge + limit, self.position - _DROP_SLACK_FILES)
+        start, self.drop_edge = self.drop_edge, max(self.drop_edge, end)
+        return [ino for ino in self.inos[start : self.drop_edge] if ino not in self.ahead]
+
+    def _find(self, ino: int) -> int | None:
+        self.unexpected += 1
+        far = self.unexpected % _LONG_SCAN_EVERY == 0
+        try:
+            return self.inos.index(ino, self.edge, self.edge + (_LONG_SCAN_FILES if far else _SCAN_FILES))
+        except ValueError:
+            return None
+
+    def _move_to(self, position: int) -> None:
+        self.position = max(self.position, position)
+        if self.edge < self.position:
+            self.edge, self.edge_part = self.position, 0
+        oldest = next(iter(self.ahead.values()), None)
+        if oldest is None or oldest.index >= self.position - SLACK_FILES:
+            return
+        for ino, file in list(self.ahead.items()):
+            if file.index >= self.position - SLACK_FILES:
+                break
+            del self.ahead[ino]
+            self.ahead_bytes -= file.fetched_bytes
+            self.wasted_bytes += file.fetched_bytes

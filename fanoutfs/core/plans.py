@@ -1,0 +1,280 @@
+"""Announced orders: takes them over the control socket and fetches just ahead of their consumers.
+
+Core, trio thread only.  `plan` decides, this module moves.
+
+* A plan has a name; one that begins under the name of another replaces it (the next epoch).  Several live side by
+  side, each with a window of its own; of more than `_PLANS` the one begun first is forgotten.
+* Paths are resolved when they are announced; a directory not listed yet is listed for it.  Paths that lead nowhere
+  are counted, named to the announcer, and skipped.  An object that changes later is a new inode: the plan skips it,
+  and its reader waits.
+* Plans live in this process.  A core that is restarted has forgotten them: readers are served all the same, and the
+  next epoch announces itself anew.
+* When the small store begins to evict, the cache is smaller than the data set: from then on files behind the consumer
+  are dropped, first read first, as room for those ahead.  Parts of large files ahead are spared from eviction.
+"""
+
+import itertools
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import trio
+
+from fanoutfs.cache.smallstore import SmallStore
+from fanoutfs.core.control import Command
+from fanoutfs.core.filesystem import FileSystem
+from fanoutfs.core.fill import Fills
+from fanoutfs.core.plan import Plan
+from fanoutfs.errors import DatabaseError, FanoutError, UsageError
+from fanoutfs.index.format import Inode
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import bump
+from fanoutfs.records import PART_BYTES, ROOT_INO
+
+log = logging.getLogger(__name__)
+
+_PLANS: Final = 16
+_STEP_FILES: Final = 256
+"""Looked at in one go, and resolved in one go: about 2 ms of the core's time."""
+_FULL_PAUSE_S: Final = 0.005
+"""Between two looks whether enough small files have arrived to fetch more."""
+_HEADROOM_FILES: Final = 64
+"""Dropped at once when the store had to evict: it reuses space a little later than it is freed."""
+_EXAMPLES: Final = 5
+_FOLDERS: Final = 8192
+
+
+class Plans:
+    """The plans of a mount."""
+
+    def __init__(
+        self,
+        *,
+        reader: IndexReader,
+        filesystem: FileSystem,
+        fills: Fills,
+        small: SmallStore,
+        window_bytes: int,
+        requests: int,
+        row: memoryview,
+    ) -> None:
+        self._reader = reader
+        self._filesystem = filesystem
+        self._fills = fills
+        self._small = small
+        self._window_bytes = window_bytes
+        self._most_under_way = 4 * requests
+        self._row = row
+        self._plans: dict[str, Plan] = {}
+        self._numbers = itertools.count(1)
+        self._wanted = trio.Event()
+        self._evicted_before = small.evicted
+        self._is_full = False
+        self._folders: dict[bytes, int] = {}
+        fills.on_large_read = self.note_large_read
+
+    # --- commands ----------------------------------------------------------------------------------------------
+
+    def commands(self) -> Mapping[str, Command]:
+        """Return what the control socket understands of plans."""
+        return {"plan_begin": self._begin, "plan_add": self._add, "plan_end": self._end}
+
+    async def _begin(self, request: Mapping[str, Any]) -> dict[str, int]:
+        name = str(request.get("name", ""))
+        self._remove(name)
+        while len(self._plans) >= _PLANS:
+            self._remove(next(iter(self._plans)))
+        self._folders.clear()
+        self._plans[name] = Plan(next(self._numbers), name, self._window_bytes)
+        log.info("plan begun number=%d name=%r", self._plans[name].number, name)
+        return {"plan": self._plans[name].number}
+
+    async def _add(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        number, paths = request.get("plan"), request.get("paths")
+        if not isinstance(paths, list):
+            raise UsageError("plan_add: `paths` is to be a list")
+        examples: list[str] = []
+        unknown = 0
+        for at in range(0, len(paths), _STEP_FILES):
+            plan = self._find(number)
+            inos = []
+            for path in paths[at : at + _STEP_FILES]:
+                ino = await self._resolve(str(path).encode("utf-8", "surrogateescape"))
+                if ino is None:
+                    unknown += 1
+                    examples += [str(path)] * (len(examples) < _EXAMPLES)
+                else:
+                    inos.append(ino)
+            plan.extend(inos)
+            self._wanted.set()
+            await trio.lowlevel.checkpoint()
+        self._find(number).unknown += unknown
+        return {"unknown": unknown, "examples": examples}
+
+    async def _end(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        plan = self._find(request.get("plan"))
+        plan.is_complete = True
+        self._wanted.set()
+        return {"files": len(plan.inos), "unknown": plan.unknown}
+
+    def _find(self, number: object) -> Plan:
+        for plan in self._plans.values():
+            if plan.number == number:
+                return plan
+        raise FanoutError(f"plan {number} is not known any more: it was replaced, or the daemon restarted")
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the state of all plans, for status."""
+        return [
+            {
+                "name": plan.name,
+                "files": len(plan.inos),
+                "unknown": plan.unknown,
+                "position": plan.position,
+                "fetched": plan.edge,
+                "ahead_bytes": plan.ahead_bytes,
+                "used_bytes": plan.used_bytes,
+                "wasted_bytes": plan.wasted_bytes,
+            }
+            for plan in self._plans.values()
+        ]
+
+    async def _resolve(self, path: bytes) -> int | None:
+        folder, _slash, name = path.rpartition(b"/")
+        parent = self._folders.get(folder)
+        if parent is None:
+            parent = await self._resolve_folder(folder)
+            if parent is None:
+                return None
+            if len(self._folders) >= _FOLDERS:
+                self._folders.clear()
+            self._folders[folder] = parent
+        with self._reader.begin() as txn:
+            return self._reader.child(txn, parent, name)
+
+    async def _resolve_folder(self, folder: bytes) -> int | None:
+        ino: int | None = ROOT_INO
+        for name in folder.split(b"/"):
+            if name in (b"", b"."):
+                continue
+            if not await self._list(ino):
+                return None
+            with self._reader.begin() as txn:
+                ino = self._reader.child(txn, ino or 0, name)
+            if ino is None:
+                return None
+        return ino if await self._list(ino) else None
+
+    async def _list(self, ino: int | None) -> bool:
+        """Make sure that names in a directory are known; tell whether it is one."""
+        if ino is None:
+            return False
+        try:
+            directory = self._filesystem.inode(ino)
+            if directory.is_dir and not directory.is_listed:
+                await self._filesystem.make_listed(ino)
+        except FanoutError as error:
+            log.warning("plan: directory cannot be listed ino=%d: %s", ino, error)
+            return False
+        return directory.is_dir
+
+    def _remove(self, name: str) -> None:
+        plan = self._plans.pop(name, None)
+        if plan is not None:
+            plan.give_up()
+            self._count(plan)
+
+    # --- reads -------------------------------------------------------------------------------------------------
+
+    def note_read(self, ino: int, *, is_missing: bool) -> bool:
+        """Note that a small file was read; tell whether a plan takes care of it.  is_missing: it was not cached."""
+        is_planned = False
+        for plan in self._plans.values():
+            if plan.note_read(ino, is_missing=is_missing):
+                is_planned = True
+                self._count(plan)
+        if is_planned:
+            self._wanted.set()
+        return is_planned
+
+    def note_large_read(self, inode: Inode, end: int) -> None:
+        """Note that a large file was read up to this offset, or that a reader arrived in the part which ends there."""
+        for plan in self._plans.values():
+            if plan.note_part_read(inode.ino, end, inode.size_bytes):
+                self._count(plan)
+                self._wanted.set()
+
+    def is_ahead(self, ino: int, offset: int = 0) -> bool:
+        """Tell whether a plan has fetched what lies at this offset of a file and its reader is still to come."""
+        return any(plan.is_ahead(ino, offset) for plan in self._plans.values())
+
+    def _count(self, plan: Plan) -> None:
+        used, wasted = plan.take_learnt()
+        bump(self._row, Count.PREFETCH_USED_BYTES, used)
+        bump(self._row, Count.PREFETCH_WASTED_BYTES, wasted)
+
+    # --- fetching ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fetch ahead of all consumers, for ever."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            for plan in list(self._plans.values()):
+                if plan.is_over:
+                    self._remove(plan.name)
+                while plan.has_room() and plan in self._plans.values():
+                    if self._fills.small_under_way >= self._most_under_way:
+                        await trio.sleep(_FULL_PAUSE_S)
+                        continue
+                    fetched = self._fetch_some(plan)
+                    await self._drop_behind(plan, fetched)
+                    await trio.lowlevel.checkpoint()
+
+    def _fetch_some(self, plan: Plan) -> int:
+        """Start fetching some of what comes next; return how many small files.  No checkpoint."""
+        small: list[Inode] = []
+        with self._reader.begin() as txn:
+            for _n in range(_STEP_FILES):
+                if not plan.has_room():
+                    break
+                inode = self._reader.inode(txn, plan.inos[plan.edge])
+                if inode is None or inode.is_dir or not inode.size_bytes:
+                    plan.step()
+                elif inode.is_small:
+                    is_cached = self._small.has(inode.ino)
+                    plan.note_fetched(inode.ino, 0 if is_cached else inode.size_bytes)
+                    small += [] if is_cached else [inode]
+                    plan.step()
+                else:
+                    self._fetch_part(plan, inode)
+        return len(self._fills.fetch_small_ahead(small))
+
+    def _fetch_part(self, plan: Plan, inode: Inode) -> None:
+        """Start fetching the next part of the large file at the edge."""
+        start = plan.edge_part * PART_BYTES
+        plan.note_fetched(inode.ino, self._fills.fetch_part_ahead(inode, plan.edge_part))
+        if start + PART_BYTES >= inode.size_bytes:
+            plan.step()
+        else:
+            plan.edge_part += 1
+
+    async def _drop_behind(self, plan: Plan, count: int) -> None:
+        """Make room for as many small files as were fetched, by dropping those read first, if the store is full."""
+        if self._small.evicted != self._evicted_before:
+            self._evicted_before = self._small.evicted
+            self._is_full = True
+            count += _HEADROOM_FILES
+        if not self._is_full or not count:
+            return
+        files = [ino for ino in plan.droppable(count) if not self.is_ahead(ino)]
+        async with trio.open_nursery() as nursery:
+            for ino in files:
+                nursery.start_soon(self._drop, ino)
+
+    async def _drop(self, ino: int) -> None:
+        try:
+            await self._small.drop(ino)
+        except DatabaseError as error:
+            log.warning("cannot drop a file behind its reader ino=%d: %s", ino, error)

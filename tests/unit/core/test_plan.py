@@ -1,0 +1,146 @@
+"""One announced order: position, window and books, against a consumer who does what he likes."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fanoutfs.core.plan import SLACK_FILES, Plan
+
+SIZE = 100
+
+
+def make_plan(inos: list[int], window_files: int = 50) -> Plan:
+    plan = Plan(1, "test", window_files * SIZE)
+    plan.extend(inos)
+    plan.is_complete = True
+    return plan
+
+
+def fetch(plan: Plan, cached: set[int]) -> int:
+    """Fetch what there is room for; return how many files that were not cached."""
+    count = 0
+    while plan.has_room():
+        ino = plan.inos[plan.edge]
+        plan.note_fetched(ino, 0 if ino in cached else SIZE)
+        count += ino not in cached
+        cached.add(ino)
+        plan.step()
+    return count
+
+
+def test_fetch_stops_at_the_window_while_nobody_reads() -> None:
+    plan = make_plan(list(range(1000)), window_files=50)
+    assert fetch(plan, set()) == 50
+    assert fetch(plan, set()) == 0
+
+
+def test_consumer_out_of_order_within_the_slack_loses_nothing() -> None:
+    plan, cached = make_plan(list(range(5000)), window_files=200), set[int]()
+    fetch(plan, cached)
+    for start in range(0, 5000, 100):  # batches of 100 in any order
+        for ino in random.Random(start).sample(range(start, start + 100), 100):
+            assert plan.note_read(ino, is_missing=False)
+            fetch(plan, cached)
+    assert plan.is_over
+    assert (plan.used_bytes, plan.wasted_bytes) == (5000 * SIZE, 0)
+
+
+def test_consumer_who_skips_is_followed() -> None:
+    plan, cached = make_plan(list(range(10_000))), set[int]()
+    fetch(plan, cached)
+    assert plan.note_read(3000, is_missing=True)
+    assert plan.position == plan.edge == 3001
+    assert fetch(plan, cached) == 0, "what was passed over may still be read: it counts against the window"
+
+
+def test_what_lies_far_behind_counts_as_wasted() -> None:
+    plan = make_plan(list(range(3 * SLACK_FILES)))
+    fetch(plan, set())
+    for ino in range(3000, 2 * SLACK_FILES, 3000):
+        plan.note_read(ino, is_missing=True)
+    assert plan.wasted_bytes == 50 * SIZE
+    assert plan.has_room()
+
+
+def test_consumer_who_skips_very_far_is_followed_after_a_while() -> None:
+    plan = make_plan(list(range(500_000)))
+    assert not plan.note_read(400_000, is_missing=True)
+    assert any(plan.note_read(ino, is_missing=True) for ino in range(400_001, 400_300))
+
+
+@pytest.mark.parametrize("is_missing", [False, True])
+def test_file_that_is_not_in_the_plan_is_not_claimed(is_missing: bool) -> None:
+    plan = make_plan(list(range(100)))
+    fetch(plan, set())
+    assert not plan.note_read(12345, is_missing=is_missing)
+    assert plan.position == 0
+
+
+def test_duplicates_are_fetched_once_while_cached() -> None:
+    plan, cached = make_plan([1, 2, 1, 3, 1, 2]), set[int]()
+    assert fetch(plan, cached) == 3
+    for ino in (1, 2, 1, 3, 1, 2):
+        plan.note_read(ino, is_missing=False)
+    assert not plan.ahead
+    assert plan.used_bytes == 3 * SIZE
+
+
+def test_replaced_plan_counts_what_was_not_read() -> None:
+    plan = make_plan(list(range(100)))
+    fetch(plan, set())
+    plan.note_read(0, is_missing=False)
+    plan.give_up()
+    assert plan.take_learnt() == (SIZE, 49 * SIZE)
+    assert plan.take_learnt() == (0, 0)
+
+
+def test_large_file_is_read_part_by_part() -> None:
+    plan = make_plan([7, 8], window_files=10)
+    for _part in range(4):
+        plan.note_fetched(7, 250)
+        plan.edge_part += 1
+    assert not plan.has_room()
+    assert plan.is_ahead(7, 0)
+    assert plan.note_part_read(7, 250, 2000)
+    assert plan.ahead_bytes == 750
+    assert not plan.is_ahead(7, 0)
+    assert plan.is_ahead(7, 250)
+    assert plan.note_part_read(7, 250, 2000), "a second reader of the same part changes nothing"
+    assert plan.ahead_bytes == 750
+    assert plan.note_part_read(7, 2000, 2000)
+    assert plan.ahead_bytes == 0
+
+
+def test_files_behind_are_dropped_in_the_order_they_were_read_but_never_those_ahead() -> None:
+    plan = make_plan([*range(300), 5, *range(300, 400)], window_files=400)
+    fetch(plan, set())
+    assert plan.droppable(10) == []
+    for ino in range(5):
+        plan.note_read(ino, is_missing=False)
+    for ino in range(6, 200):
+        plan.note_read(ino, is_missing=False)
+    assert plan.droppable(10) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    assert plan.droppable(1000) == list(range(10, 200 - 64))
+    assert plan.droppable(1000) == []
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    inos=st.lists(st.integers(0, 60), max_size=120),
+    reads=st.lists(st.tuples(st.integers(0, 70), st.booleans()), max_size=200),
+    window_files=st.integers(1, 40),
+)
+def test_books_balance_whatever_is_read(inos: list[int], reads: list[tuple[int, bool]], window_files: int) -> None:
+    plan, cached = make_plan(inos, window_files), set[int]()
+    fetched = fetch(plan, cached)
+    for ino, is_evicted in reads:
+        if is_evicted:
+            cached.discard(ino)
+        plan.note_read(ino, is_missing=is_evicted)
+        fetched += fetch(plan, cached)
+        assert plan.ahead_bytes == sum(file.fetched_bytes for file in plan.ahead.values())
+        assert plan.ahead_bytes <= window_files * SIZE
+        assert plan.used_bytes + plan.wasted_bytes + plan.ahead_bytes == fetched * SIZE
+        assert plan.position <= plan.edge <= len(inos)
