@@ -20,6 +20,7 @@ grow, and each time in a row that it was of no use, twice as many READs must com
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
 from typing import Final
 
 from fanoutfs.records import MIB
@@ -75,8 +76,9 @@ class PushPolicy:
         self._chunks: OrderedDict[int, _Chunk] = OrderedDict()
         self._announced: deque[int] = deque(maxlen=_MAX_ANNOUNCED)
         self._cursors: OrderedDict[int, None] = OrderedDict()
-        self._sweep: deque[int] = deque()
-        self._retries: deque[int] = deque()
+        self._sweep: deque[int] = deque(maxlen=_MAX_CHUNKS)
+        self._retries: list[tuple[float, int]] = []
+        """A heap of (when due, chunk).  A chunk put off once more has a later entry; the earlier one is no more due."""
         self._taken: set[int] = set()
         """Numbers handed out and not settled; who is read meanwhile leaves."""
         self._reclaimed_s = -1.0
@@ -163,8 +165,8 @@ class PushPolicy:
         batch = (
             self._take_announced(now_s)
             or self._take_at_cursor(now_s)
-            or self._take_swept(self._sweep, now_s)
-            or self._take_swept(self._retries, now_s)
+            or self._take_swept(now_s)
+            or self._take_retried(now_s)
         )
         self._taken.update(batch)
         return batch
@@ -173,8 +175,11 @@ class PushPolicy:
         """Return after which time the sweep may go on; None: there is nothing to sweep."""
         if self.is_stalled:
             return None
-        heads = [self._chunks.get(queue[0]) for queue in (self._sweep, self._retries) if queue]
-        return min((0.0 if chunk is None else max(0.0, chunk.due_s - now_s) for chunk in heads), default=None)
+        due_s = [self._retries[0][0]] if self._retries else []
+        if self._sweep:
+            chunk = self._chunks.get(self._sweep[0])
+            due_s.append(now_s if chunk is None or chunk.tries > 1 else chunk.due_s)
+        return max(0.0, min(due_s) - now_s) if due_s else None
 
     def still_wanted(self, ino: int) -> bool:
         """Tell whether a number handed out is still to be pushed: nobody has read it meanwhile."""
@@ -215,7 +220,7 @@ class PushPolicy:
         chunk.done &= ~(1 << ino % _CHUNK)
         if now_s >= chunk.due_s:  # else another file of the chunk was refused a moment ago
             self._put_off(chunk, now_s)
-            self._retries.append(number)
+            heappush(self._retries, (chunk.due_s, number))
 
     def settle_absent(self, ino: int) -> None:
         """The file is not in the store: not to be tried before it is listed again."""
@@ -327,18 +332,23 @@ class PushPolicy:
             return batch
         return []
 
-    def _take_swept(self, queue: deque[int], now_s: float) -> list[int]:
-        while queue:
-            chunk = self._chunks.get(queue[0])
-            if chunk is not None and now_s < chunk.due_s:
-                if queue is self._sweep and chunk.tries > 1:
-                    queue.popleft()  # it waits among the retries
-                    continue
+    def _take_swept(self, now_s: float) -> list[int]:
+        while self._sweep:
+            chunk = self._chunks.get(self._sweep[0])
+            if chunk is not None and chunk.tries == 1 and now_s < chunk.due_s:
                 return []
-            batch = self._take(queue[0], now_s)
+            batch = self._take(self._sweep[0], now_s)
             if batch:
                 return batch
-            queue.popleft()
+            self._sweep.popleft()  # done with, or among the retries
+        return []
+
+    def _take_retried(self, now_s: float) -> list[int]:
+        while self._retries and self._retries[0][0] <= now_s:
+            batch = self._take(self._retries[0][1], now_s)
+            if batch:
+                return batch
+            heappop(self._retries)
         return []
 
     def _take(self, number: int, now_s: float) -> list[int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import mmap
 import os
 import random
 import struct
@@ -59,7 +60,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 def wait_for_push(mount: Mount, files: int = FILES) -> int:
     """Return how many files were pushed, once so many were pushed or left out."""
-    wait_until(lambda: mount.counters()["blocks_verified"] >= files, f"{files} files were looked at")
+
+    def are_settled() -> bool:
+        # On a busy machine the kernel has not entered every file in time: it refuses some, and they are tried again.
+        counters = mount.counters()
+        return counters["blocks_verified"] - counters["pushes_refused"] >= files
+
+    wait_until(are_settled, f"{files} files were pushed or left out")
     return mount.counters()["pushed_files"]
 
 
@@ -77,20 +84,21 @@ def test_listed_files_are_read_without_a_message_but_for_the_sentinels(place: Pl
         os.listdir(mount.path / "d")
         place.read_all()
     assert second == {}
-    assert mount.counters()["pushes_refused"] == 0
 
 
 def test_size_and_mapping_of_a_pushed_file_are_right(place: Place) -> None:
     mount = place.start()
     os.listdir(mount.path / "d")
-    wait_for_push(mount)
-    for name in list(place.contents)[:7]:  # the first sentinel is the eighth
-        with counted(mount) as used:
-            assert (mount.path / "d" / name).stat().st_size == len(place.contents[name])
+    pushed = wait_for_push(mount)
+    with counted(mount) as used:
+        for name, body in place.contents.items():
+            assert (mount.path / "d" / name).stat().st_size == len(body)
             with kernel.opened(mount.path / "d" / name) as fd:
-                assert os.pread(fd, 10, len(place.contents[name]) - 1) == place.contents[name][-1:]
-                assert os.lseek(fd, 0, os.SEEK_END) == len(place.contents[name])
-        assert used == {}
+                with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as mapped:
+                    assert mapped[:] == body
+                assert os.pread(fd, 10, len(body) - 1) == body[-1:]
+                assert os.lseek(fd, 0, os.SEEK_END) == len(body)
+    assert used == {"read_answered": FILES - pushed}
 
 
 def test_without_push_every_file_costs_a_read(place: Place) -> None:
@@ -137,11 +145,13 @@ def test_files_that_are_not_cached_are_left_alone(place: Place) -> None:
     mount = place.start()
     mount.invalidate()
     os.listdir(mount.path / "new")
+    os.listdir(mount.path / "d")
+    pushed = wait_for_push(mount)  # it comes later in the order of listing
     with counted(mount) as first:
         for number in range(50):
             assert kernel.read_all(mount.path / "new" / str(number)) == b"new"
     assert first["read_answered"] == 50
-    assert mount.counters()["pushed_files"] == 0
+    assert mount.counters()["pushed_files"] == pushed
 
 
 def test_changed_object_is_read_in_its_new_version_after_a_push(place: Place) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from fanoutfs.cache.small import FILE_NAME, SmallReader
+from fanoutfs.cache.segments import FOLDER
+from fanoutfs.cache.small import SmallEnvironment, SmallReader
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.front.pressure import MemoryGauge
 from fanoutfs.front.pusher import Mover, Pusher
@@ -24,7 +25,7 @@ from fanoutfs.wire.kernel import Notify
 from tests.support.mounts import wait_until
 
 LIMIT = 64 * MIB
-MAP_BYTES = 64 * MIB
+SHARE_BYTES = 64 * MIB
 FIRST = 1000
 
 
@@ -59,7 +60,9 @@ class Rig:
         self.channel = channel
         self.row = SharedState().row(PUSHER_ROW)
         policy = PushPolicy(LIMIT, random.Random(1))
-        mover = Mover(SmallReader(volume, MAP_BYTES, in_order=True), self.kernel.pusher_end.fileno(), policy, self.row)
+        mover = Mover(
+            SmallReader(SmallEnvironment(volume, writable=False)), self.kernel.pusher_end.fileno(), policy, self.row
+        )
         self.pusher = Pusher(channel, policy, MemoryGauge(LIMIT, lambda _name: ""), mover, self.row)
         self.thread = threading.Thread(target=self.pusher.run)
 
@@ -97,7 +100,7 @@ def bodies(tmp_path: Path) -> dict[int, bytes]:
     found = {FIRST + 2 * number: os.urandom(random.Random(number).randint(1, 100 * KIB)) for number in range(40)}
 
     async def fill() -> None:
-        store = SmallStore(tmp_path, MAP_BYTES)
+        store = SmallStore(tmp_path, SHARE_BYTES, trio.lowlevel.checkpoint)
         for ino, body in found.items():
             assert await store.put(ino, memoryview(body))
         store.close()
@@ -144,7 +147,7 @@ def test_announced_files_are_pushed_in_their_order(rig: Rig, bodies: dict[int, b
 
 
 def test_damaged_content_is_never_pushed(tmp_path: Path, bodies: dict[int, bytes]) -> None:
-    path = tmp_path / FILE_NAME
+    (path,) = (tmp_path / FOLDER).iterdir()
     damaged = FIRST + 6
     at = path.read_bytes().index(bodies[damaged][:32])
     with path.open("r+b") as stream:
