@@ -264,6 +264,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             filesystem=filesystem,
             fills=fills,
             small=volume.small,
+            push=push,
             window_bytes=min(config.plan_window, small_cache_bytes // 4),
             requests=config.requests,
             row=row,
@@ -280,6 +281,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
                 sweep_bytes=small_cache_bytes // 4 if config.max_readahead else 0,
             ),
             plans=plans,
+            push=push,
             row=row,
         )
         orphans = OrphanReaper(
@@ -321,8 +323,11 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             part_read=fills.note_part_read,
             small_reads=(prefetch.note_reads, push.note_reads),
             listed=push.note_listed,
+            pushed=(plans.note_pushed, prefetch.note_pushed),
         )
         nursery.start_soon(_kept_going, "hints", partial(take_hints, task.hints, listeners), row)
+        if task.push is not None:
+            nursery.start_soon(_kept_going, "pushed", partial(take_hints, task.push, listeners), row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)

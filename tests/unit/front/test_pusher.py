@@ -1,5 +1,6 @@
 """The pusher's loop over a real store, with a socket in the kernel's place."""
 
+import contextlib
 import os
 import random
 import socket
@@ -20,7 +21,7 @@ from fanoutfs.front.pushpolicy import PushPolicy
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import BUSY, PUSHER_ROW, SharedState
 from fanoutfs.records import KIB, MIB
-from fanoutfs.wire.hints import HintKind, encode_hints
+from fanoutfs.wire.hints import PACKET_BYTES, HintKind, decode_hints, encode_hints
 from fanoutfs.wire.kernel import Notify
 from tests.support.mounts import wait_until
 
@@ -48,6 +49,9 @@ class FakeKernel:
             assert len(body) == size
             self.stored.append((nodeid, body))
 
+    def hang_up(self) -> None:
+        self._end.close()
+
     def close(self) -> None:
         self._end.close()
         self.pusher_end.close()
@@ -64,7 +68,11 @@ class Rig:
             SmallReader(SmallEnvironment(volume, writable=False)), self.kernel.pusher_end.fileno(), policy, self.row
         )
         self.pusher = Pusher(channel, policy, MemoryGauge(LIMIT, lambda _name: ""), mover, self.row)
-        self.thread = threading.Thread(target=self.pusher.run)
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        with contextlib.suppress(ConnectionError):  # the core's end is closed and has not read everything
+            self.pusher.run()
 
     def tell(self, kind: HintKind, *items: tuple[int, int]) -> None:
         self.core.send(encode_hints(kind, items))
@@ -88,6 +96,7 @@ class Rig:
 
     def end(self) -> None:
         self.core.close()
+        self.kernel.hang_up()  # it may hold a store that does not fit
         self.thread.join(10)
         assert not self.thread.is_alive()
         self.channel.close()
@@ -142,8 +151,21 @@ def test_file_that_was_read_already_is_not_pushed(rig: Rig, bodies: dict[int, by
 
 def test_announced_files_are_pushed_in_their_order(rig: Rig, bodies: dict[int, bytes]) -> None:
     order = [FIRST + 20, FIRST + 4, FIRST + 30, FIRST + 5]
+    rig.core.send(encode_hints(HintKind.LISTED, [(FIRST, 31)]))
     rig.tell(HintKind.PUSH_AHEAD, *((ino, 0) for ino in order))
-    assert rig.wait_for(3) == [(ino, bodies[ino]) for ino in order[:3]]
+    assert rig.wait_for(3)[:3] == [(ino, bodies[ino]) for ino in order[:3]]
+
+
+def test_core_is_told_what_was_pushed(rig: Rig, bodies: dict[int, bytes]) -> None:
+    rig.tell(HintKind.LISTED, (FIRST, 100))
+    rig.wait_until_seen(len(bodies))
+    pushed = rig.wait_for(rig.row[Count.PUSHED_FILES])
+    told: list[int] = []
+    while len(told) < rig.row[Count.PUSHED_FILES]:
+        for hint in decode_hints(rig.core.recv(PACKET_BYTES)):
+            assert hint.kind is HintKind.PUSHED
+            told += range(hint.ino, hint.ino + hint.part)
+    assert told == [ino for ino, _body in pushed]
 
 
 def test_damaged_content_is_never_pushed(tmp_path: Path, bodies: dict[int, bytes]) -> None:
@@ -155,16 +177,17 @@ def test_damaged_content_is_never_pushed(tmp_path: Path, bodies: dict[int, bytes
         stream.write(b"\0" * 8)
     rig = Rig(tmp_path)
     rig.thread.start()
-    rig.tell(HintKind.PUSH_AHEAD, (damaged, 0), (FIRST, 0))
+    rig.tell(HintKind.LISTED, (FIRST, damaged + 1 - FIRST))
     try:
-        assert rig.wait_for(1) == [(FIRST, bodies[FIRST])]
+        rig.wait_until_seen(3)
+        assert rig.wait_for(3) == [(ino, bodies[ino]) for ino in range(FIRST, damaged, 2)]
         assert rig.row[Count.PUSHES_REFUSED] == 0
     finally:
         rig.end()
 
 
 def test_kernel_that_refuses_is_counted_and_the_push_goes_on(rig: Rig) -> None:
-    rig.kernel._end.close()  # EPIPE instead of ENOENT
+    rig.kernel.hang_up()  # EPIPE instead of ENOENT
     rig.tell(HintKind.LISTED, (FIRST, 100))
     # Each is tried again, in case the kernel has not entered the listing yet.
     wait_until(lambda: rig.row[Count.PUSHES_REFUSED] > 3 * 30, "pushes were refused")

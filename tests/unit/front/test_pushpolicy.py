@@ -48,7 +48,7 @@ class World:
                 elif self.policy.is_sentinel():
                     self.policy.settle_sentinel(ino)
                 else:
-                    self.policy.settle_pushed(ino, self.size_bytes)
+                    self.policy.settle_pushed(self.size_bytes)
                     self.pushed.append(ino)
                     self.pages.add(ino)
             if not batch:
@@ -279,11 +279,62 @@ def test_announced_files_come_first_and_in_their_order() -> None:
     world.list_all()
     order = list(world.files)
     random.Random(5).shuffle(order)
-    world.policy.announce(order[:100])
+    world.policy.announce([*order[:50], FIRST - 1, *order[:100]], READ_S)  # one twice, and one that was never listed
     pushed: list[int] = []
     while len(pushed) < 100:
         pushed += world.policy.next_batch(world.now_s)
     assert pushed[:100] == order[:100]
+
+
+def test_absent_file_is_pushed_once_it_is_announced() -> None:
+    world = World(200)
+    world.stored.clear()
+    world.list_all()
+    assert world.push(100) == 0
+    world.stored = set(world.files[100:])
+    world.policy.announce(world.files[100:], world.now_s)
+    world.push(100)
+    assert len(world.pushed) > 80
+    assert set(world.pushed) < world.stored
+
+
+def test_file_read_before_its_announcement_arrives_is_not_pushed() -> None:
+    world = World(200)
+    world.stored.clear()
+    world.list_all()
+    world.push(100)
+    world.stored = set(world.files)
+    world.read_all(world.files[:150], reads_per_batch=1 << 30)
+    world.policy.announce(world.files, world.now_s)
+    world.push(100)
+    assert set(world.pushed) <= set(world.files[150:])
+
+
+def test_announced_order_finds_half_of_the_window_free_of_guesses() -> None:
+    world = World(100_000)
+    world.policy.announce([FIRST], READ_S)
+    world.list_all()
+    world.push(100_000)
+    window_bytes = world.policy.window_bytes
+    assert window_bytes // 2 <= world.policy.outstanding_bytes <= window_bytes // 2 + BATCH * 4096
+    pause_s = world.policy.listed_pause_s(world.now_s)
+    assert pause_s == 10
+    order = list(world.files[50_000:60_000])
+    world.policy.announce(order, world.now_s)
+    world.push(1)
+    assert world.pushed[-1] in order
+    world.now_s += pause_s
+    world.push(100_000)
+    assert world.policy.is_stalled
+
+
+def test_sentinel_left_out_twice_vouches_for_all_that_was_pushed() -> None:
+    policy = PushPolicy(64 * MIB, random.Random(1))
+    for _time in range(2):
+        policy.settle_pushed(1000)
+        policy.settle_sentinel(FIRST)
+    policy.note_read(FIRST, READ_S)
+    assert policy.outstanding_bytes == 0
 
 
 STEP = st.one_of(
@@ -313,7 +364,7 @@ def test_whatever_happens_the_budget_holds_and_the_books_balance(
             if len(world.pushed) > pushed:
                 assert policy.outstanding_bytes <= policy.window_bytes + BATCH * size_bytes
         elif what == "announce":
-            policy.announce(range(FIRST + number, FIRST + number + count))
+            policy.announce(range(FIRST + number, FIRST + number + count), world.now_s)
         elif what == "limit":
             policy.limit_bytes = number
         else:
