@@ -8,6 +8,7 @@ import struct
 import time
 from pathlib import Path
 
+import fanoutfs
 from fanoutfs.records import KIB
 from tests.fault.children import Child, Children, content, digest
 from tests.fault.conftest import Mounter, processes_of
@@ -98,6 +99,9 @@ def test_pushes_changes_and_evictions_under_readers_give_right_bytes_and_no_dead
         mount.invalidate("d")
         for number in changed:
             struct.pack_into("<Q", board, 8 + 8 * (READERS + number), version)
+        # A plan fetches, pushes, and drops behind readers who do not keep to it.
+        order = chance.sample(range(FILES), FILES)
+        fanoutfs.announce((mount.path / "d" / f"{number:04d}" for number in order), name="stress")
 
         def all_went_on(before: list[int] = before) -> bool:
             running = [reader for reader in readers if not reader.is_running]
