@@ -119,6 +119,8 @@ class Listings:
         self._all_touched_ns = 0
         """Every directory counts as touched then: there were too many to remember."""
         self._distrusted: dict[int, float] = {}
+        self._telling: set[trio.Event] = set()
+        """One for each set of changes that the kernel is being told."""
         self._threads = trio.CapacityLimiter(_PARALLEL)
         self._failures = RecentFailures()
 
@@ -159,6 +161,9 @@ class Listings:
         listing = self._join(ino)
         await self._wait(listing)
         await listing.published.wait()
+        # What an earlier listing had found was no change any more, and may still be on its way to the kernel.
+        for told in tuple(self._telling):
+            await told.wait()
 
     async def find(self, parent: int, name: bytes) -> int | None:
         """Return the inode of one name in a directory that was never listed, and start listing it.  Checkpoint.
@@ -388,9 +393,15 @@ class Listings:
         """
         if not changes:
             return
-        await self._grace.wait()
-        bump(self._row, Count.VERSION_SWITCHES, changes.replaced)
-        await self._notifier.publish(changes)
+        told = trio.Event()
+        self._telling.add(told)
+        try:
+            await self._grace.wait()
+            bump(self._row, Count.VERSION_SWITCHES, changes.replaced)
+            await self._notifier.publish(changes)
+        finally:
+            self._telling.discard(told)
+            told.set()
 
     # --- one name ----------------------------------------------------------------------------------------------
 

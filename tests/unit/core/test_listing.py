@@ -53,6 +53,30 @@ async def test_refresh_anew_does_not_join_a_listing_that_may_have_missed_the_cha
         assert core.count(Count.LISTINGS) == 2
 
 
+async def test_refresh_anew_returns_when_the_kernel_knows_what_an_earlier_listing_found(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as core:
+        core.write("a", b"1")
+        await core.listings.refresh(ROOT_INO)
+        core.write("a", b"another version")
+        await core.notifier._sending.acquire()  # what is to be told waits
+        await core.listings.refresh(ROOT_INO)
+        has_returned = trio.Event()
+
+        async def refresh_anew() -> None:
+            await core.listings.refresh_anew(ROOT_INO)
+            has_returned.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refresh_anew)
+            await trio.testing.wait_all_tasks_blocked()
+            while core.count(Count.LISTINGS) < 3:
+                await core.listings.refresh(ROOT_INO)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not has_returned.is_set()
+            core.notifier._sending.release()
+        assert entries_told(core) == [b"a"]
+
+
 async def _until_page(core: Rig, name: str) -> None:
     """Return when a page that holds this name was entered."""
     await trio.testing.wait_all_tasks_blocked()
