@@ -93,7 +93,7 @@ class Prefetch:
         is_end = False
         with self._reader.begin() as txn:
             parent = self._find_directory(run.directory)
-            for looked_at, (name, ino, dtype) in enumerate(self._reader.children(txn, parent, edge), 1):
+            for looked_at, (name, ino, dtype, _cookie) in enumerate(self._reader.children(txn, parent, edge), 1):
                 edge = name
                 inode = None if dtype == DT_DIR else self._reader.inode(txn, ino)
                 if inode is not None and inode.is_small and inode.size_bytes:
@@ -110,7 +110,7 @@ class Prefetch:
     def _is_first(self, directory: str, ino: int) -> bool:
         with self._reader.begin() as txn:
             children = self._reader.children(txn, self._find_directory(directory), b"")
-            for _n, (_name, child, dtype) in zip(range(_FIRST_ENTRIES), children, strict=False):
+            for _n, (_name, child, dtype, _cookie) in zip(range(_FIRST_ENTRIES), children, strict=False):
                 if dtype != DT_DIR:
                     return child == ino
         return False

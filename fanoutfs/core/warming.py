@@ -294,7 +294,7 @@ class Warming:
     def batch(self, directory: int, after: bytes) -> list[tuple[bytes, int, int]]:
         """Return some (name, inode, DT_ type) of a directory behind a name."""
         with self._reader.begin() as txn:
-            return list(islice(self._reader.children(txn, directory, after), _WALK_BATCH))
+            return [found[:3] for found in islice(self._reader.children(txn, directory, after), _WALK_BATCH)]
 
     def inode_or_none(self, ino: int) -> Inode | None:
         """Return an inode's record."""

@@ -162,11 +162,11 @@ class Handlers:
                 return
             after = b""
             if offset > _DOTDOT_OFFSET:
-                last = self._index.inode(txn, offset)
+                last = self._index.name_at(txn, offset)
                 if last is None:  # freed since: where the listing stood is not known any more
                     self._fail(opcode, unique, errno.ESTALE)
                     return
-                after = last.name
+                after = last
             records: list[bytes] = []
             files: list[int] = []
             used = 0
@@ -176,7 +176,7 @@ class Handlers:
                     dirent = pack_dirent(nodeid if name == b"." else ROOT_INO, position, _DT_DIR, name)
                     records.append(b"\0" * ENTRY_OUT_SIZE + dirent if plus else dirent)
                     used += len(records[-1])
-            for name, ino, dtype in self._index.children(txn, nodeid, after):
+            for name, ino, dtype, cookie in self._index.children(txn, nodeid, after):
                 used += direntplus_size(len(name)) if plus else dirent_size(len(name))
                 if used > size:
                     break
@@ -187,7 +187,7 @@ class Handlers:
                     records += (self._entry_head(ino), bytes(value[:ATTR_SIZE]))
                     if dtype == DT_REG:
                         files.append(ino)
-                records.append(pack_dirent(ino, ino, dtype, name))
+                records.append(pack_dirent(ino, cookie, dtype, name))
         self._hints.note_directory(nodeid)
         self._row[ANSWERED_BASE + opcode] += 1
         self._kernel.answer(unique, b"".join(records))

@@ -1,4 +1,4 @@
-"""The index file format, version 1, byte by byte.
+"""The index file format, version 2, byte by byte.
 
 index.lmdb is an LMDB 0.9 environment with these named databases.  Integers in keys are big-endian (they sort), in
 values little-endian.
@@ -14,11 +14,17 @@ settings   name → value
                             ID: 32 hexadecimal digits, the first half of SHA-256 of the prefix
              "import/ID/N/range"  JSON: the keys that shard N (8 digits) is to list
              "import/ID/N/place"  JSON: how far it has come
-entries    parent ino u64, name → ino u64, DT_ type u32
+entries    parent ino u64, name → ino u64, DT_ type u32 [, cookie u64: its position in listings; absent: the ino]
 inodes     ino u64 →
               0  88  struct fuse_attr as the kernel wants it
-             88   8  listed_at u64: wall clock ns of the last complete listing (directories)
-             96   2  flags u16: 1 LISTED (the listing is complete), 2 SMALL (content belongs to the small store)
+             88   8  listed_at u64: directories: wall clock ns of the last complete listing; staged files: their life,
+                     which is part of the staging file's name
+             96   2  flags u16: 1 LISTED (the listing is complete), 2 SMALL (content belongs to the small store),
+                     and of what was changed here:
+                     4 STAGED (newest content, size and times: those of the staging file),
+                     8 WHOLE (no block of the object is needed any more),
+                     16 SEALED (becoming clean: fronts ask before they write),
+                     32 HELD (directory: names are not taken from listings), 64 LOCAL (no object at its path yet)
              98   2  length of etag, u16
             100   2  length of version id, u16
             102   2  length of key, u16
@@ -29,22 +35,52 @@ blocks     ino u64, part u32 →
               8 256  xxh3-64, seed: the inode, of each block (the last block of a file: of its actual length)
 orphans    ino u64 → u64, wall clock ns since when no name leads there; the record stays until the kernel forgets it
 
-A file's attributes never change under its inode number: a changed object is a new inode.
+What was changed here and is not (all) in the object store:
+
+names      cookie u64 → parent ino u64, name: for every directory, and for inodes whose place is not what their key says
+targets    ino u64 → target of a symbolic link
+xattrs     ino u64, name → value
+dirty      ino u64 → since_ns u64, changed_ns u64, what u32 (1 CONTENT, 2 META, 4 CONFLICT, 8 NEVER), last error's text
+staged     ino u64 → u64, base size: up to there blocks that are not `local` are those of the object
+local      ino u64, part u32 → u32, blocks of the part that are in the staging file
+departed   object key (or prefix, ending with "/") that is still in the store but not here →
+              0   8  ino u64 it moved to, 0: it was deleted
+              8  16  size u64, mtime ns u64
+             24   2  length of etag, u16
+             26   …  etag, version id
+applied    token u32 → opcode u32, ino u64, sequence u64: the last changes, so that none is applied twice after a crash
+
+A clean file's attributes never change under its inode number: a changed object is a new inode.
 """
 
 import stat
 import struct
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import Final
 
 from fanoutfs.records import PART_BLOCKS, Version
 from fanoutfs.wire.kernel import ATTR, ATTR_SIZE
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 FIRST_INO: Final = 16
 """Below are the root (1) and numbers that READDIR uses as positions of "." and ".."."""
 
-DATABASES: Final = (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+DATABASES: Final = (
+    b"settings",
+    b"entries",
+    b"inodes",
+    b"blocks",
+    b"orphans",
+    b"names",
+    b"targets",
+    b"xattrs",
+    b"dirty",
+    b"staged",
+    b"local",
+    b"departed",
+    b"applied",
+)
 
 U64: Final = struct.Struct("<Q")
 INO_KEY: Final = struct.Struct(">Q")
@@ -53,13 +89,25 @@ ENTRY_VALUE: Final = struct.Struct("<QI")
 INODE_TAIL: Final = struct.Struct("<QHHHH")
 OWNERSHIP: Final = struct.Struct("<IIIIQ")
 TOTALS: Final = struct.Struct("<QQ")
+ENTRY_COOKIE_VALUE: Final = struct.Struct("<QIQ")
+DIRTY: Final = struct.Struct("<QQI")
+DEPARTED: Final = struct.Struct("<QQQH")
+APPLIED: Final = struct.Struct("<IQQ")
+TOKEN_KEY: Final = struct.Struct(">I")
+MASK: Final = struct.Struct("<I")
 PART_VALUE: Final = struct.Struct(f"<II{PART_BLOCKS}Q")
 
 FLAG_LISTED: Final = 1
 FLAG_SMALL: Final = 2
+FLAG_STAGED: Final = 4
+FLAG_WHOLE: Final = 8
+FLAG_SEALED: Final = 16
+FLAG_HELD: Final = 32
+FLAG_LOCAL: Final = 64
 
 DT_DIR: Final = 4
 DT_REG: Final = 8
+DT_LNK: Final = 10
 
 _NS: Final = 1_000_000_000
 
@@ -117,6 +165,31 @@ class Inode:
         return bool(self.flags & FLAG_SMALL)
 
     @property
+    def is_staged(self) -> bool:
+        """Tell whether the newest content, size and times are those of the staging file."""
+        return bool(self.flags & FLAG_STAGED)
+
+    @property
+    def life(self) -> int:
+        """Return which of an inode's staging files is the one; staged files only."""
+        return self.listed_at_ns
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether all content is in the staging file."""
+        return bool(self.flags & FLAG_WHOLE)
+
+    @property
+    def is_held(self) -> bool:
+        """Tell whether the directory's names are not taken from listings."""
+        return bool(self.flags & FLAG_HELD)
+
+    @property
+    def is_local(self) -> bool:
+        """Tell whether no object is at its path yet."""
+        return bool(self.flags & FLAG_LOCAL)
+
+    @property
     def version(self) -> Version:
         """Return the object version this inode stands for."""
         fields = ATTR.unpack(self.attr)
@@ -136,6 +209,56 @@ class Inode:
         return b"".join((self.attr, tail, etag, version_id, key))
 
 
+class Dirty(IntFlag):
+    """What of an inode is not in the object store, and how it stands."""
+
+    CONTENT = 1
+    META = 2
+    CONFLICT = 4
+    NEVER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyRecord:
+    """One inode that the object store does not have as it is.  Times: wall clock, ns."""
+
+    since_ns: int
+    changed_ns: int
+    what: Dirty
+    error: str = ""
+
+    def pack(self) -> bytes:
+        """Return the stored form."""
+        return DIRTY.pack(self.since_ns, self.changed_ns, int(self.what)) + self.error.encode()[:1024]
+
+
+def unpack_dirty(value: bytes | memoryview) -> DirtyRecord:
+    """Decode a record of `dirty`."""
+    since_ns, changed_ns, what = DIRTY.unpack_from(value)
+    return DirtyRecord(since_ns, changed_ns, Dirty(what), bytes(value[DIRTY.size :]).decode(errors="replace"))
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """An object that is still in the store but not at its place here.  ino: where it moved, 0: it was deleted."""
+
+    ino: int
+    version: Version
+
+    def pack(self) -> bytes:
+        """Return the stored form."""
+        etag = self.version.etag.encode()
+        head = DEPARTED.pack(self.ino, self.version.size_bytes, self.version.mtime_ns, len(etag))
+        return head + etag + self.version.version_id.encode()
+
+
+def unpack_departed(value: bytes | memoryview) -> Departed:
+    """Decode a record of `departed`."""
+    ino, size_bytes, mtime_ns, etag_len = DEPARTED.unpack_from(value)
+    text = bytes(value[DEPARTED.size :])
+    return Departed(ino, Version(text[:etag_len].decode(), text[etag_len:].decode(), size_bytes, mtime_ns))
+
+
 def unpack_inode(ino: int, value: bytes | memoryview) -> Inode:
     """Decode an inode record."""
     listed_at_ns, flags, etag_len, version_len, key_len = INODE_TAIL.unpack_from(value, ATTR_SIZE)
@@ -145,6 +268,12 @@ def unpack_inode(ino: int, value: bytes | memoryview) -> Inode:
     version_id = text[etag_len : etag_len + version_len].decode()
     key = text[etag_len + version_len :].decode("utf-8", "surrogateescape")
     return Inode(ino, bytes(value[:ATTR_SIZE]), listed_at_ns, flags, etag, version_id, key)
+
+
+def cookie_of(entry: bytes | memoryview) -> int:
+    """Return the position in listings of an entry, from its stored value."""
+    at = ENTRY_VALUE.size if len(entry) > ENTRY_VALUE.size else 0
+    return int.from_bytes(entry[at : at + 8], "little")
 
 
 def make_attr(ino: int, mode: int, size_bytes: int, mtime_ns: int, uid: int, gid: int) -> bytes:

@@ -225,6 +225,7 @@ class FreeOrphans:
             for part in txn.parts(ino):
                 DropBlocks(ino, part, -1).apply(txn)
             txn.delete_inode(ino)
+            txn.changed.forget(ino)
             freed.append(ino)
         return freed
 
@@ -267,6 +268,8 @@ def add_child(txn: IndexTransaction, parent: int, child: Child, owner: Ownership
         txn.add_totals(1, child.version.size_bytes)
     txn.put_inode(inode)
     txn.put_entry(parent, child.name, inode)
+    if inode.is_dir:
+        txn.changed.put_name(ino, parent, child.name)
     return ino
 
 

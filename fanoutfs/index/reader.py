@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import lmdb
 
-from fanoutfs.index.format import ENTRY_VALUE, INO_KEY, PART_KEY, TOTALS, Inode, unpack_inode
+from fanoutfs.index.changed import ChangedRecords
+from fanoutfs.index.format import ENTRY_VALUE, INO_KEY, PART_KEY, TOTALS, Inode, cookie_of, unpack_inode
 from fanoutfs.index.store import IndexEnvironment
+from fanoutfs.records import ROOT_INO
 
 
 class IndexReader:
@@ -32,8 +34,38 @@ class IndexReader:
         value = txn.get(INO_KEY.pack(parent) + name, db=self._db.entries)
         return None if value is None else int.from_bytes(value[:8], "little")
 
-    def children(self, txn: lmdb.Transaction, parent: int, after: bytes) -> Iterator[tuple[bytes, int, int]]:
-        """Yield (name, inode, DT_ type) in name order, of names that sort behind `after` (b"": all)."""
+    def changed(self, txn: lmdb.Transaction) -> ChangedRecords:
+        """Return the records of what was changed here, for reading."""
+        return ChangedRecords(self._db, txn)
+
+    def name_at(self, txn: lmdb.Transaction, cookie: int) -> bytes | None:
+        """Return the name at a position of a listing; None: that inode is gone."""
+        value = txn.get(INO_KEY.pack(cookie), db=self._db.names)
+        if value is not None:
+            return bytes(value[8:])
+        inode = self.inode(txn, cookie)
+        return None if inode is None else inode.name
+
+    def path(self, txn: lmdb.Transaction, ino: int) -> str | None:
+        """Return the object key that belongs to an inode's place, without the mount's root prefix.
+
+        A directory's ends with "/"; the root's is "".  None: no name leads there that is recorded (see `format`).
+        """
+        parts: list[bytes] = []
+        records = self.changed(txn)
+        at = ino
+        while at != ROOT_INO:
+            found = records.name(at)
+            if found is None:
+                return None
+            at, name = found
+            parts.append(name)
+        inode = self.inode(txn, ino)
+        text = b"/".join(reversed(parts)).decode("utf-8", "surrogateescape")
+        return text + "/" if text and inode is not None and inode.is_dir else text
+
+    def children(self, txn: lmdb.Transaction, parent: int, after: bytes) -> Iterator[tuple[bytes, int, int, int]]:
+        """Yield (name, inode, DT_ type, cookie) in name order, of names that sort behind `after` (b"": all)."""
         prefix = INO_KEY.pack(parent)
         with txn.cursor(db=self._db.entries) as cursor:
             found = cursor.set_range(prefix + after + b"\0" if after else prefix)
@@ -41,8 +73,9 @@ class IndexReader:
                 key = bytes(cursor.key())
                 if not key.startswith(prefix):
                     return
-                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
-                yield key[8:], ino, dtype
+                value = cursor.value()
+                ino, dtype = ENTRY_VALUE.unpack_from(value)
+                yield key[8:], ino, dtype, cookie_of(value)
                 found = cursor.next()
 
     def is_orphan(self, txn: lmdb.Transaction, ino: int) -> bool:

@@ -42,9 +42,22 @@ class IndexEnvironment:
         )
         try:
             is_short = writable and self._extend()
-            self.settings, self.entries, self.inodes, self.blocks, self.orphans = (
-                self.env.open_db(name, create=writable) for name in DATABASES
-            )
+            self._databases = tuple(self.env.open_db(name, create=writable) for name in DATABASES)
+            (
+                self.settings,
+                self.entries,
+                self.inodes,
+                self.blocks,
+                self.orphans,
+                self.names,
+                self.targets,
+                self.xattrs,
+                self.dirty,
+                self.staged,
+                self.local,
+                self.departed,
+                self.applied,
+            ) = self._databases
             if is_short:
                 self._walk()
         except lmdb.Error:
@@ -70,7 +83,7 @@ class IndexEnvironment:
         A short file need not be broken: pages that were allocated and freed within one transaction are never written.
         """
         with self.env.begin() as txn:
-            for database in (self.settings, self.entries, self.inodes, self.blocks, self.orphans):
+            for database in self._databases:
                 for _record in txn.cursor(db=database):
                     pass
 

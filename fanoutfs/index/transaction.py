@@ -4,14 +4,15 @@ Writer thread of the core only.
 """
 
 import contextlib
+import stat
 from collections.abc import Iterator
 
 import lmdb
 
 from fanoutfs.errors import DatabaseError, StoreBrokenError
+from fanoutfs.index.changed import ChangedRecords
 from fanoutfs.index.format import (
-    DT_DIR,
-    DT_REG,
+    ENTRY_COOKIE_VALUE,
     ENTRY_VALUE,
     FIRST_INO,
     INO_KEY,
@@ -20,6 +21,7 @@ from fanoutfs.index.format import (
     TOTALS,
     U64,
     Inode,
+    cookie_of,
     unpack_inode,
 )
 from fanoutfs.index.store import BROKEN, IndexEnvironment
@@ -36,6 +38,7 @@ class IndexTransaction:
         self._db = environment
         self._txn = txn
         self._changed_settings: dict[bytes, bytes] = {}
+        self.changed = ChangedRecords(environment, txn)
 
     # --- settings ----------------------------------------------------------------------------------------------
 
@@ -113,15 +116,18 @@ class IndexTransaction:
     def entry(self, parent: int, name: bytes) -> tuple[int, int] | None:
         """Return (inode, DT_ type) under a name."""
         value = self._txn.get(INO_KEY.pack(parent) + name, db=self._db.entries)
-        if value is None:
-            return None
-        ino, dtype = ENTRY_VALUE.unpack(value)
-        return ino, dtype
+        return None if value is None else ENTRY_VALUE.unpack_from(value)
 
-    def put_entry(self, parent: int, name: bytes, inode: Inode) -> None:
-        """Let a name lead to an inode."""
-        dtype = DT_DIR if inode.is_dir else DT_REG
-        self._txn.put(INO_KEY.pack(parent) + name, ENTRY_VALUE.pack(inode.ino, dtype), db=self._db.entries)
+    def entry_cookie(self, parent: int, name: bytes) -> int | None:
+        """Return the position of a name in listings: its inode's number unless it is a further hard link."""
+        value = self._txn.get(INO_KEY.pack(parent) + name, db=self._db.entries)
+        return None if value is None else cookie_of(value)
+
+    def put_entry(self, parent: int, name: bytes, inode: Inode, cookie: int = 0) -> None:
+        """Let a name lead to an inode.  cookie: 0 for an inode's only name."""
+        dtype = stat.S_IFMT(inode.mode) >> 12
+        value = ENTRY_COOKIE_VALUE.pack(inode.ino, dtype, cookie) if cookie else ENTRY_VALUE.pack(inode.ino, dtype)
+        self._txn.put(INO_KEY.pack(parent) + name, value, db=self._db.entries)
 
     def delete_entry(self, parent: int, name: bytes) -> None:
         """Remove a name."""
@@ -134,7 +140,7 @@ class IndexTransaction:
         with self._txn.cursor(db=self._db.entries) as cursor:
             more = cursor.set_range(prefix)
             while more and bytes(cursor.key()).startswith(prefix):
-                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
+                ino, dtype = ENTRY_VALUE.unpack_from(cursor.value())
                 found.append((bytes(cursor.key())[8:], ino, dtype))
                 more = cursor.next()
         return found
@@ -152,7 +158,7 @@ class IndexTransaction:
                 key = bytes(cursor.key())
                 if key >= end or not key.startswith(prefix):
                     return
-                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
+                ino, dtype = ENTRY_VALUE.unpack_from(cursor.value())
                 yield key[8:], ino, dtype
                 more = cursor.next()
 
@@ -165,7 +171,7 @@ class IndexTransaction:
             key = bytes(cursor.key())
             if not key.startswith(prefix):
                 return None
-            return key[8:], ENTRY_VALUE.unpack(cursor.value())[0]
+            return key[8:], ENTRY_VALUE.unpack_from(cursor.value())[0]
 
     # --- orphans -----------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ DIRECTORY_RECORD = (
 
 
 def test_constants_that_shape_the_files() -> None:
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2
     assert (BLOCK_BYTES, PART_BLOCKS) == (262_144, 32)
     assert DATABASES == (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
 
@@ -103,7 +103,7 @@ def test_part_map() -> None:
 def test_settings() -> None:
     assert OWNER.pack().hex() == "e8030000e9030000a0010000e80100000000020000000000"
     assert TOTALS.pack(3, 5).hex() == "03000000000000000500000000000000"
-    assert U64.pack(FORMAT_VERSION).hex() == "0100000000000000"
+    assert U64.pack(FORMAT_VERSION).hex() == "0200000000000000"
 
 
 def test_import_progress() -> None:

@@ -1,0 +1,122 @@
+"""The files that hold content which is not, or not all, in the object store yet: staging/<inode, hex>-<life, hex>.
+
+While an inode is staged its file's size, times and blocks are those that users see.  Which parts of an overlay's file
+are valid says the index (`staged`, `local`).  The core makes and removes these files; fronts write and read them, each
+with a bounded table of descriptors of its own.  An inode that becomes clean and is staged again gets a new life, which
+stands in its record: so a descriptor that a front kept is never taken for the new file's.  The core removes or renames
+a file only after a grace period.
+
+The extended attribute `user.fanoutfs.key` of a file is the object key its content shall have: all that is needed to
+save the content when the index is lost.
+"""
+
+import contextlib
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+KEY_XATTR: Final = "user.fanoutfs.key"
+_MAX_DESCRIPTORS: Final = 512
+
+
+class StagingFiles:
+    """Descriptors of staging files.  Not thread-safe: one owner thread."""
+
+    def __init__(self, volume: Path) -> None:
+        """Make the directory if it is missing and open it.  Raises OSError."""
+        path = volume / "staging"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
+
+    @staticmethod
+    def name(ino: int, life: int) -> str:
+        """Return a file's name in the directory."""
+        return f"{ino:x}-{life:x}"
+
+    def create(self, ino: int, life: int, size_bytes: int = 0) -> int:
+        """Make an empty (sparse) file and return its descriptor, valid until the next call.
+
+        Raises FileExistsError, OSError.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.name(ino, life), flags, 0o600, dir_fd=self._root)
+        try:
+            if size_bytes:
+                os.ftruncate(fd, size_bytes)
+        except OSError:
+            os.close(fd)
+            os.unlink(self.name(ino, life), dir_fd=self._root)
+            raise
+        self._keep(ino, life, fd)
+        return fd
+
+    def descriptor(self, ino: int, life: int) -> int:
+        """Return an open descriptor of an inode's file, valid until the next call.  Raises OSError."""
+        fd = self._open.get((ino, life))
+        if fd is not None:
+            self._open.move_to_end((ino, life))
+            return fd
+        fd = os.open(self.name(ino, life), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._root)
+        self._keep(ino, life, fd)
+        return fd
+
+    def duplicate(self, ino: int, life: int) -> int:
+        """Return a descriptor that the caller closes: for a worker thread that outlives the table's entry."""
+        return os.dup(self.descriptor(ino, life))
+
+    def _keep(self, ino: int, life: int, fd: int) -> None:
+        self._open[ino, life] = fd
+        if len(self._open) > _MAX_DESCRIPTORS:
+            os.close(self._open.popitem(last=False)[1])
+
+    def forget(self, ino: int, life: int) -> None:
+        """Close the inode's descriptor."""
+        fd = self._open.pop((ino, life), None)
+        if fd is not None:
+            os.close(fd)
+
+    def stat(self, ino: int, life: int) -> os.stat_result:
+        """Return size, times and blocks of an inode's content.  Raises OSError."""
+        return os.fstat(self.descriptor(ino, life))
+
+    def remove(self, ino: int, life: int) -> None:
+        """Remove a file, if it is there."""
+        self.forget(ino, life)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.name(ino, life), dir_fd=self._root)
+
+    def path(self, ino: int, life: int) -> Path:
+        """Return a file's path, for renaming it into the cache."""
+        return Path(os.readlink(f"/proc/self/fd/{self._root}")) / self.name(ino, life)
+
+    def sync_directory(self) -> None:
+        """Make the names of new files durable.  Blocks."""
+        os.fsync(self._root)
+
+    def all(self) -> Iterator[tuple[int, int]]:
+        """Yield (inode, life) of each file there is."""
+        for entry in os.scandir(self._root):
+            with contextlib.suppress(ValueError):
+                ino, life = entry.name.split("-")
+                yield int(ino, 16), int(life, 16)
+
+    def used_bytes(self) -> int:
+        """Return what all files occupy on disk."""
+        total = 0
+        for entry in os.scandir(self._root):
+            with contextlib.suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                total += found.st_blocks * 512 if stat.S_ISREG(found.st_mode) else 0
+        return total
+
+    def close(self) -> None:
+        """Close everything."""
+        for fd in self._open.values():
+            os.close(fd)
+        self._open.clear()
+        os.close(self._root)
