@@ -5,7 +5,8 @@ whole directory for one name that is not UTF-8, and its ETag cuts times to micro
 
 * Names that are not UTF-8 (or hold a newline or another control character: keys.is_addressable) are hidden and counted.
 * Symlinks are followed, also out of the directory, as any program reading the directory would; whoever mounts it
-  trusts it.  Broken ones and those in a loop are hidden and counted; so are devices, sockets and fifos.
+  trusts it.  Broken ones and those in a loop are hidden and counted; so are devices, sockets and fifos, and a
+  directory that is one of those above it (`sub -> ..`): there would be no end to what is below.
 * The ETag is inode, modification and change time, size.  A file that is overwritten twice within one timestamp tick
   (4 ms before Linux 6.13) with equal size cannot be told apart.
 * A range is checked after the read against fstat of the same descriptor: a mixture of two versions is VersionGoneError.
@@ -14,7 +15,7 @@ whole directory for one name that is not UTF-8, and its ETag cuts times to micro
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Final
@@ -103,7 +104,8 @@ class LocalBackend:
 
     def _probe(self, prefix: str, limit: int) -> ListPage:
         _check_root(self._root)
-        if prefix and not is_addressable(prefix.removesuffix("/")):
+        above = _identities(self._root, prefix)
+        if above is None:
             return ListPage((), ())
         objects: list[ObjectInfo] = []
         prefixes: list[str] = []
@@ -117,7 +119,7 @@ class LocalBackend:
                     try:
                         if not is_addressable(entry.name):
                             hidden += 1
-                        elif entry.is_dir():
+                        elif entry.is_dir() and _identity(entry.stat()) not in above:
                             prefixes.append(f"{key}/")
                         elif entry.is_file():
                             objects.append(ObjectInfo(key, _version(entry.stat())))
@@ -150,8 +152,6 @@ def _check_root(root: str) -> None:
 def _names(root: str, prefix: str) -> tuple[Iterator[str], int]:
     """Return the names in a directory, sorted, and how many cannot be shown.  None at all if it is missing."""
     _check_root(root)
-    if prefix and not is_addressable(prefix.removesuffix("/")):
-        return iter(()), 0
     hidden = 0
 
     def good() -> Iterator[str]:
@@ -172,14 +172,42 @@ def _names(root: str, prefix: str) -> tuple[Iterator[str], int]:
     return names, hidden
 
 
-def _look(root: str, key: str) -> ObjectInfo | None:
-    """Return what is at a path: a directory's key ends with "/"; None: nothing that can be shown."""
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _identities(root: str, prefix: str) -> set[tuple[int, int]] | None:
+    """Return which directories a prefix goes through, with its own; None: in a circle, or nothing can have its name."""
+    if prefix and not is_addressable(prefix.removesuffix("/")):
+        return None
+    identities: set[tuple[int, int]] = set()
+    at = -1
+    while True:
+        try:
+            identity = _identity(os.stat(f"{root}/{prefix[: at + 1]}"))
+        except OSError as error:
+            if error.errno in _MISSING:
+                return identities  # whoever opens it will see
+            raise _translate(error, f"list {prefix or '/'}") from None
+        if identity in identities:
+            return None
+        identities.add(identity)
+        at = prefix.find("/", at + 1)
+        if at < 0:
+            return identities
+
+
+def _look(root: str, key: str, above: Set[tuple[int, int]]) -> ObjectInfo | None:
+    """Return what is at a path: a directory's key ends with "/"; None: nothing that can be shown.
+
+    above: the directories that the path goes through.
+    """
     try:
         found = os.stat(f"{root}/{key}")
     except OSError:
         return None  # gone since, a loop, or not ours to see
     if stat.S_ISDIR(found.st_mode):
-        return ObjectInfo(key + "/", _version(found))
+        return None if _identity(found) in above else ObjectInfo(key + "/", _version(found))
     return ObjectInfo(key, _version(found)) if stat.S_ISREG(found.st_mode) else None
 
 
@@ -190,14 +218,19 @@ class _Directory:
         self._root = root
         self._prefix = prefix
         self._names: Iterator[str] | None = None
+        self._above: set[tuple[int, int]] = set()
 
     def fetch(self, _token: str) -> tuple[ListPage, str]:
         """Return the next page, and "" as the next token at the end."""
         hidden = 0
         if self._names is None:
+            above = _identities(self._root, self._prefix)
+            if above is None:
+                return ListPage((), ()), ""
+            self._above = above
             self._names, hidden = _names(self._root, self._prefix)
         names = list(islice(self._names, PAGE_KEYS))
-        looks = [_look(self._root, self._prefix + name) for name in names]
+        looks = [_look(self._root, self._prefix + name, self._above) for name in names]
         found = [info for info in looks if info is not None]
         objects = tuple(info for info in found if not info.key.endswith("/"))
         prefixes = tuple(info.key for info in found if info.key.endswith("/"))
@@ -216,8 +249,8 @@ class _Walk:
         )
         """A directory to open, and the place in it behind which to begin: the parts of a relative key."""
         self._left = limit
-        self._open: list[tuple[str, tuple[int, int], Iterator[str]]] = []
-        """(prefix, identity, names), from the scan's root down."""
+        self._open: list[tuple[str, set[tuple[int, int]], Iterator[str]]] = []
+        """(prefix, the directories it goes through, names), from the scan's root down."""
         self._found: list[ObjectInfo] = []
         self._hidden = 0
 
@@ -230,11 +263,11 @@ class _Walk:
                 continue
             if not self._open:
                 break
-            above, _identity, names = self._open[-1]
+            prefix, above, names = self._open[-1]
             name = next(names, None)
             if name is None:
                 self._open.pop()
-            elif (found := _look(self._root, above + name)) is None:
+            elif (found := _look(self._root, prefix + name, above)) is None:
                 self._hidden += 1
             else:
                 self._found.append(found)
@@ -247,24 +280,31 @@ class _Walk:
         is_more = bool(self._open or self._next) and (self._left is None or self._left > 0)
         return page, "more" if is_more else ""
 
+    def _identities(self, prefix: str) -> set[tuple[int, int]] | None:
+        """Do as the function of this name, with one look when the directory above is known."""
+        if not self._open:
+            return _identities(self._root, prefix)
+        above = self._open[-1][1]
+        try:
+            identity = _identity(os.stat(f"{self._root}/{prefix}"))
+        except OSError as error:
+            if error.errno in _MISSING:
+                return None
+            raise _translate(error, f"list {prefix}") from None
+        return None if identity in above else above | {identity}
+
     def _enter(self, prefix: str, after: list[str]) -> None:
         names, hidden = _names(self._root, prefix)
-        try:
-            found = os.stat(f"{self._root}/{prefix}")
-        except OSError as error:
-            if error.errno not in _MISSING:
-                raise _translate(error, f"list {prefix or '/'}") from None
+        above = self._identities(prefix)
+        if above is None:  # gone, or a circle, since it was looked at
             self._next = None
             return
-        identity = (found.st_dev, found.st_ino)
-        if any(identity == above for _prefix, above, _names in self._open):
-            raise BackendError(f"{prefix}: a symlink leads to a directory above it, so there is no end to a scan")
         if after:
             reached = after[0].encode("utf-8", "surrogateescape")
             names = dropwhile(lambda name: name.encode("utf-8", "surrogateescape") <= reached, names)
         else:
             self._hidden += hidden
-        self._open.append((prefix, identity, names))
+        self._open.append((prefix, above, names))
         self._next = (f"{prefix}{after[0]}/", after[1:]) if len(after) > 1 else None
 
 

@@ -30,7 +30,7 @@ _RESUME: Final = "the same command again skips what is cached"
 )
 @click.option("--order", is_flag=True, help="fetch in the order given (else each batch of a list is sorted)")
 @click.option("--check", is_flag=True, help="only tell how much is cached; nothing is fetched")
-@click.option("--bandwidth", metavar="SIZE", help="bytes per second at most on average, for example 200M")
+@click.option("--bandwidth", metavar="SIZE", help="fetch at most so many bytes per second, for example 200M")
 def warm(paths: tuple[str, ...], list_file: str | None, order: bool, check: bool, bandwidth: str | None) -> int:
     """Bring the files and trees at PATH (below a mount) into the cache.
 

@@ -79,6 +79,11 @@ class Fill:
         self.ticket: Ticket | None = None
 
     @property
+    def size_bytes(self) -> int:
+        """Return how many bytes it fetches."""
+        return self.end - self.start
+
+    @property
     def start(self) -> int:
         """Return the first byte's offset."""
         return self.first * BLOCK_BYTES
@@ -186,11 +191,11 @@ class Fills:
         wanted = [inode for inode in inodes if inode.size_bytes and not self._small.has(inode.ino)]
         return self._smalls.start(wanted, is_demand=False)
 
-    def fetch_part_ahead(self, inode: Inode, part: int) -> int:
-        """Start fetching what is missing of one part of a large file; return how many bytes.  No checkpoint."""
+    def fetch_part_ahead(self, inode: Inode, part: int) -> list[Fill]:
+        """Start fetching what is missing of one part of a large file, as `fetch_ahead`.  No checkpoint."""
         last_block = (inode.size_bytes - 1) // BLOCK_BYTES
         missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
-        return sum([fill.end - fill.start for fill in self._start(inode, missing, is_demand=False)])
+        return self._start(inode, missing, is_demand=False)
 
     @property
     def small_under_way(self) -> int:

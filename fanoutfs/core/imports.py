@@ -20,7 +20,7 @@ resident, too: 88 MB); 253 bytes of index a file.
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
@@ -49,8 +49,9 @@ from fanoutfs.index.importing import (
     unpack_place,
     unpack_range,
 )
-from fanoutfs.index.operations import RemoveName
+from fanoutfs.index.operations import Change
 from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.removal import RemoveName
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
@@ -94,6 +95,7 @@ class Import:
     def __init__(
         self,
         *,
+        jobs: Jobs,
         backend: Backend,
         reader: IndexReader,
         writer: GroupWriter[IndexTransaction],
@@ -106,6 +108,7 @@ class Import:
         root_prefix: str,
         job: Job,
     ) -> None:
+        self._jobs = jobs
         self._backend = backend
         self._reader = reader
         self._writer = writer
@@ -123,7 +126,7 @@ class Import:
         self._clear: dict[str, bool] = {}
         """Whether both orders agree on all keys around this beginning of a border."""
         self._left_alone: set[int] = set()
-        self._has_changed = False
+        self._is_over = False
         self._is_first = not directory.is_listed
         self._is_resumed = False
         self._threads = trio.CapacityLimiter(2 * _SCANNERS)
@@ -133,19 +136,22 @@ class Import:
 
         Raises BackendError, DisorderedListingError, DatabaseError.  Cancelled, it leaves its place behind.
         """
-        with self._listings.watched():
-            await self._load()
-            try:
-                await self._scan()
-            except DisorderedListingError as error:
-                if not self._is_resumed:
-                    raise
-                # The place may have been no place in this store's order.
-                log.warning("import begins anew prefix=%s: %s", self._prefix, error)
-                await self._begin()
-                await self._scan()
-            await self._complete()
-            await self._writer.run(ForgetImport(self._prefix).apply)
+        try:
+            with self._listings.watched():
+                await self._load()
+                try:
+                    await self._scan()
+                except DisorderedListingError as error:
+                    if not self._is_resumed:
+                        raise
+                    # The place may have been no place in this store's order.
+                    log.warning("import begins anew prefix=%s: %s", self._prefix, error)
+                    await self._begin()
+                    await self._scan()
+                await self._complete()
+                await self._writer.run(ForgetImport(self._prefix).apply)
+        finally:
+            self._is_over = True
 
     # --- progress ----------------------------------------------------------------------------------------------
 
@@ -243,10 +249,16 @@ class Import:
     async def _enter(self, shard: _Shard, walk: TreeWalk) -> None:
         """Enter what the walk was fed, and the place behind it.  Checkpoint."""
         parts = walk.page(shard.upto)
-        inos = self._resolve(parts)
-        for ino in inos:
+        while not await self._jobs.outlasting(partial(self._enter_some, shard, walk, parts)):
+            pass
+
+    async def _enter_some(self, shard: _Shard, walk: TreeWalk, parts: Sequence[PagePart]) -> bool:
+        """Enter parts as far as one transaction goes and tell the kernel; return whether that was all.  Checkpoint."""
+        for ino in self._resolve(parts):
             if ino is not None:
                 await self._listings.wait_idle(ino)
+        if self._is_over:
+            return False  # what was listed is not remembered any more
         inos = self._resolve(parts)
         left_alone = frozenset(
             ino
@@ -254,7 +266,7 @@ class Import:
             if ino is not None and self._listings.was_touched(ino, part.started_ns)
         )
         self._left_alone |= left_alone
-        enter = EnterPage(parts, left_alone, self._ownership, self._clock.wall_ns())
+        enter = EnterPage(tuple(parts), left_alone, self._ownership, self._clock.wall_ns())
         upto = shard.upto
 
         def apply(txn: IndexTransaction) -> tuple[PageResult, Place | None]:
@@ -265,17 +277,21 @@ class Import:
             txn.set_setting(place_setting(self._prefix, shard.number), place.pack())
             return result, place
 
-        while True:
-            result, place = await self._writer.run(apply)
-            changes = ChangeLog(has_epoch=self._has_epoch)
-            changes.add(result.changes)
-            self._has_changed = self._has_changed or any(result.changed)
-            # Nobody who waits for this can hold a request that the kernel waits for: no listing waits for an import.
-            await self._listings.publish(changes)
-            if place is not None:
-                walk.entered(result, place)
-                return
-            enter = enter.with_changed(result.changed)
+        # Submitted before any listing that begins now can submit a page.
+        result, place = await self._writer.run(apply)
+        await self._tell(result.changes)
+        if place is not None:
+            walk.entered(result, place)
+        return place is not None
+
+    async def _tell(self, changes: Iterable[Change]) -> None:
+        """Tell the kernel.  Checkpoint.
+
+        Nobody who waits for this can hold a request that the kernel waits for: no listing waits for an import.
+        """
+        told = ChangeLog(has_epoch=self._has_epoch)
+        told.add(changes)
+        await self._listings.publish(told)
 
     def _resolve(self, parts: Sequence[PagePart]) -> list[int | None]:
         """Return the directory of each part, as far as the index knows it already.  No checkpoint."""
@@ -393,24 +409,36 @@ class Import:
             if found is None:
                 continue
             parent, name, ino = found
-            if self._listings.was_touched(ino, self._started_ns):
-                self._left_alone.add(ino)
+            if parent is None or not await self._is_empty(ino, prefix):
+                await self._complete_directory(ino)
                 continue
-            if parent is not None and await self._is_empty(ino, prefix):
-                changes = ChangeLog(has_epoch=self._has_epoch)
-                changes.add(await self._writer.run(RemoveName(parent, name, self._clock.wall_ns()).apply))
-                await self._listings.publish(changes)
-                continue
-            complete = CompleteDirectory(
-                ino, self._started_ns, self._ownership, has_changed=self._is_resumed or self._has_changed
-            )
-            await self._writer.run(complete.apply)
+            while not await self._jobs.outlasting(partial(self._remove_some, parent, name, ino)):
+                pass
         for ino in self._left_alone:
             with self._reader.begin() as txn:
                 directory = self._reader.inode(txn, ino)
                 is_gone = self._reader.is_orphan(txn, ino)
             if directory is not None and not is_gone and directory.listed_at_ns < self._started_ns:
                 await self._listings.refresh(ino)
+
+    async def _complete_directory(self, ino: int) -> None:
+        if self._listings.was_touched(ino, self._started_ns):
+            self._left_alone.add(ino)
+        else:
+            await self._writer.run(CompleteDirectory(ino, self._started_ns).apply)
+
+    async def _remove_some(self, parent: int, name: bytes, ino: int) -> bool:
+        """Take away an empty directory, unless a listing knows it better; return whether that was all.  Checkpoint."""
+        if self._is_over:
+            return False
+        with self._reader.begin() as txn:
+            has_names = next(self._reader.children(txn, ino, b""), None) is not None
+        if has_names or any(self._listings.was_touched(each, self._started_ns) for each in (parent, ino)):
+            self._left_alone |= {parent, ino}
+            return True
+        changes, is_done = await self._writer.run(RemoveName(parent, name, self._clock.wall_ns()).apply)
+        await self._tell(changes)
+        return is_done
 
     def _find(self, prefix: str) -> tuple[int | None, bytes, int] | None:
         """Return (parent, name, inode) of a directory at or below the import's own."""
@@ -479,6 +507,7 @@ class Imports:
         if directory is None or not directory.is_dir:
             raise NotADirectoryInIndexError("only a directory can be imported")
         importing = Import(
+            jobs=self._jobs,
             backend=self._backend,
             reader=self._reader,
             writer=self._writer,

@@ -15,13 +15,15 @@ state: running, done, failed (error, exit_code), cancelled, unknown
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 
 from fanoutfs.errors import FanoutError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _KEPT: Final = 32
 """Jobs remembered after their end."""
@@ -77,6 +79,30 @@ class Jobs:
         self._jobs[job.id] = job
         self._nursery.start_soon(self._run, job, work)
         return job
+
+    async def outlasting(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Carry a step of a job to its end even if the job is cancelled meanwhile, and return its result.  Checkpoint.
+
+        For what must not be left half done, such as a commit and telling the kernel of it.
+        """
+        outcome: list[T | Exception] = []
+        done = trio.Event()
+
+        async def run() -> None:
+            try:
+                outcome.append(await step())
+            except Exception as error:  # noqa: BLE001 - carried to the job that waits
+                log.debug("step of a job failed: %r", error)  # the job says it, unless it has gone
+                outcome.append(error)
+            finally:
+                done.set()
+
+        self._nursery.start_soon(run)
+        await done.wait()
+        result = outcome[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def find(self, request: Mapping[str, Any]) -> Job | None:
         """Return the job that a request names; None: this core knows none."""

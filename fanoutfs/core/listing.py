@@ -39,8 +39,9 @@ from fanoutfs.errors import (
 from fanoutfs.index.format import Inode, Ownership
 from fanoutfs.index.merging import BEGIN, END, Frontier, MergeNames
 from fanoutfs.index.names import child_name
-from fanoutfs.index.operations import ApplyChildren, ChangeKind, Child, RemoveName
+from fanoutfs.index.operations import ApplyChildren, ChangeKind, Child
 from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.removal import RemoveName
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
@@ -53,6 +54,8 @@ T = TypeVar("T")
 
 _PARALLEL: Final = 16
 _SORTED_PAGE: Final = 1000
+_TOUCHED: Final = 50_000
+"""Directories remembered for an import at most: about 8 MB."""
 _DISTRUST_S: Final = 1.0
 """A directory is listed again at most this often because of versions that are gone."""
 
@@ -113,6 +116,8 @@ class Listings:
         self._watchers = 0
         self._touched: dict[int, int] = {}
         """Directory → when it was last listed or asked for a name, while somebody watches."""
+        self._all_touched_ns = 0
+        """Every directory counts as touched then: there were too many to remember."""
         self._distrusted: dict[int, float] = {}
         self._threads = trio.CapacityLimiter(_PARALLEL)
         self._failures = RecentFailures()
@@ -212,10 +217,13 @@ class Listings:
 
     def was_touched(self, ino: int, since_ns: int) -> bool:
         """Tell whether a listing of this directory is or was under way since then (wall clock, while watched)."""
-        return ino in self._under_way or self._touched.get(ino, 0) >= since_ns
+        return ino in self._under_way or max(self._touched.get(ino, 0), self._all_touched_ns) >= since_ns
 
     def _note_touched(self, ino: int) -> None:
         if self._watchers:
+            if len(self._touched) >= _TOUCHED:
+                self._touched.clear()
+                self._all_touched_ns = self._clock.wall_ns()
             self._touched[ino] = self._clock.wall_ns()
 
     # --- one listing -------------------------------------------------------------------------------------------
@@ -311,7 +319,6 @@ class Listings:
                     now_ns=started_ns,
                     deferred=deferred,
                     listed_at_ns=listed_at_ns,
-                    has_changed=bool(changes),
                 )
                 result = await self._writer.run(merge.apply)
                 changes.add(change for change in result.changes if not is_first or change.kind is not ChangeKind.ADDED)
@@ -402,19 +409,21 @@ class Listings:
         else:
             with contextlib.suppress(ObjectMissingError):
                 child = Child(name, key, (await self._in_thread(partial(self._backend.head, key))).version)
-        if child is not None:
-            changes = await self._writer.run(ApplyChildren(parent, (child,), self._ownership, now_ns).apply)
-        elif self._child(parent, name) is not None:
-            changes = await self._writer.run(RemoveName(parent, name, now_ns).apply)
-        else:
-            return
-        if not self._directory(parent).is_listed:
-            # An added name is news to nobody: absence is not remembered before a listing is complete.
-            changes = [change for change in changes if change.kind is not ChangeKind.ADDED]
         told = ChangeLog(has_epoch=self._notifier.has_epoch)
-        told.add(changes)
-        # Not here: the caller may be a request in the very directory that the notification needs.
-        self._nursery.start_soon(self.publish, told)
+        try:
+            if child is not None:
+                changes = await self._writer.run(ApplyChildren(parent, (child,), self._ownership, now_ns).apply)
+                # An added name is news to nobody before a listing is complete: absence is not remembered until then.
+                is_listed = self._directory(parent).is_listed
+                told.add(change for change in changes if is_listed or change.kind is not ChangeKind.ADDED)
+            elif self._child(parent, name) is not None:
+                is_done = False
+                while not is_done:
+                    changes, is_done = await self._writer.run(RemoveName(parent, name, now_ns).apply)
+                    told.add(changes)
+        finally:
+            # Not here: the caller may be a request in the very directory that the notification needs.
+            self._nursery.start_soon(self.publish, told)
 
     def _has_below(self, prefix: str) -> bool:
         return any(page.objects or page.prefixes for page in self._backend.list(prefix, limit=1))

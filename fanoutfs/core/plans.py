@@ -254,7 +254,8 @@ class Plans:
     def _fetch_part(self, plan: Plan, inode: Inode) -> None:
         """Start fetching the next part of the large file at the edge."""
         start = plan.edge_part * PART_BYTES
-        plan.note_fetched(inode.ino, self._fills.fetch_part_ahead(inode, plan.edge_part))
+        fills = self._fills.fetch_part_ahead(inode, plan.edge_part)
+        plan.note_fetched(inode.ino, sum([fill.size_bytes for fill in fills]))
         if start + PART_BYTES >= inode.size_bytes:
             plan.step()
         else:

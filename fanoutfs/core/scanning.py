@@ -191,7 +191,6 @@ class TreeWalk:
                     deferred=frame.deferred,
                     started_ns=frame.started_ns,
                     may_complete=is_whole,
-                    has_changed=frame.has_changed,
                     kept=kept,
                 )
             )
@@ -203,11 +202,8 @@ class TreeWalk:
         for each in self._stack:
             frame, at = each.frame, each.at
             deferred = frame.deferred if at is None else result.deferred[at]
-            has_changed = frame.has_changed or (at is not None and result.changed[at])
             is_whole = frame.is_whole and (upto is None or not upto.startswith(frame.prefix))
-            frames.append(
-                Frame(frame.prefix, frame.name, each.reached, frame.started_ns, is_whole, has_changed, deferred)
-            )
+            frames.append(Frame(frame.prefix, frame.name, each.reached, frame.started_ns, is_whole, deferred))
         return Place(self.key, self.keys, not self._stack, tuple(frames))
 
     def entered(self, result: PageResult, place: Place) -> None:

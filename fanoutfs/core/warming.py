@@ -1,9 +1,11 @@
 """Warm: fill the data of files and trees, or count how much of it is cached.
 
 Core, trio thread only.  Paths come from the client in batches, a few at a time; a tree is walked in the index, name by
-name, never collected.  At most _WINDOW files are under way (all parts of a large one at once: about 0.7 KB of memory
-for each 8 MiB).  What is cached already is skipped, so that a warm that was broken off goes on where it was when it is
-called again.  `bytes_per_s` holds on average, from file to file; it does not slow down the fetching of one.
+name, never collected.  At most _WINDOW files are under way, and _PARTS parts of one.  What is cached already is
+skipped, so that a warm that was broken off goes on where it was when it is called again.
+
+`bytes_per_s` bounds what is asked of the store: each small file and each part of a large one (8 MiB) is paid for before
+its GET may begin, so in any stretch of time at most the rate, half a second of it, and one part are asked for.
 
 A directory that was never listed is listed first; when a tree has many of those (_LISTED_SINGLY), what is below the
 path that was asked for is imported: a million directories do not cost a million LISTs.
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _WINDOW: Final = 512
 """Files under way: enough to keep every request slot busy with small ones."""
+_PARTS: Final = 128
+"""Parts of one file under way: as many as there are requests at most, by default."""
 _LISTED_SINGLY: Final = 8
 _FAILURES_NAMED: Final = 100
 _QUEUED_BATCHES: Final = 2
@@ -58,7 +62,7 @@ class _UnderWay(Protocol):
 
 
 class Rate:
-    """A token bucket: so many bytes a second on average.  A file larger than what is there goes, and is paid off."""
+    """A token bucket: so many bytes a second.  What is larger than what is there goes, and is paid off by the next."""
 
     def __init__(self, bytes_per_s: float | None) -> None:
         self._bytes_per_s = bytes_per_s
@@ -160,14 +164,33 @@ class Warm:
         if self._only_check:
             self._progress["cached_bytes"] += cached
             return
-        await rate.take(inode.size_bytes - cached)
         try:
-            fills: list[_UnderWay] = list(self._warming.fills.fetch_ahead(inode.ino))
+            if inode.is_small:
+                await rate.take(inode.size_bytes)
+                fills: list[_UnderWay] = list(self._warming.fills.fetch_ahead(inode.ino))
+            else:
+                fills = await self._large(inode, rate)
         except StaleInodeError:
             return  # the object went or changed since the walk came by
         self._window.append((path, inode.size_bytes, fills))
         while len(self._window) >= _WINDOW:
             await self._settle_one()
+
+    async def _large(self, inode: Inode, rate: Rate) -> list[_UnderWay]:
+        """Start fetching the parts of a file, in order; return what may be under way still, or failed.  Checkpoint."""
+        fills: deque[_UnderWay] = deque()
+        for part in range(-(-inode.size_bytes // PART_BYTES)):
+            missing = self._warming.missing_bytes(inode, part)
+            if not missing:
+                continue
+            await rate.take(missing)
+            fills += self._warming.fills.fetch_part_ahead(inode, part)
+            while len(fills) > _PARTS:
+                await fills[0].done.wait()
+                if fills[0].error is not None:
+                    return list(fills)
+                fills.popleft()
+        return list(fills)
 
     def _count_cached(self, size_bytes: int) -> None:
         self._progress["cached_files"] += 1
@@ -327,13 +350,15 @@ class Warming:
         """Return how many bytes of a file are in the cache."""
         if inode.is_small:
             return inode.size_bytes if not inode.size_bytes or self._small.has(inode.ino) else 0
-        total = 0
+        parts = range(-(-inode.size_bytes // PART_BYTES))
+        return inode.size_bytes - sum(self.missing_bytes(inode, part) for part in parts)
+
+    def missing_bytes(self, inode: Inode, part: int) -> int:
+        """Return how many bytes of a part of a large file are not in the cache."""
         with self._reader.begin() as txn:
-            for part in range(-(-inode.size_bytes // PART_BYTES)):
-                value = self._reader.part_value(txn, inode.ino, part)
-                if value is not None:
-                    total += blocks_bytes(inode.size_bytes, part, int.from_bytes(value[:4], "little"))
-        return total
+            value = self._reader.part_value(txn, inode.ino, part)
+        cached = 0 if value is None else blocks_bytes(inode.size_bytes, part, int.from_bytes(value[:4], "little"))
+        return min(PART_BYTES, inode.size_bytes - part * PART_BYTES) - cached
 
 
 def long_commands(jobs: Jobs, imports: Imports, warming: Warming) -> dict[str, Command]:

@@ -290,6 +290,14 @@ def make_attr(ino: int, mode: int, size_bytes: int, mtime_ns: int, uid: int, gid
     return ATTR.pack(ino, size_bytes, blocks, *times, mode, 1, uid, gid, 0, 0, 0)
 
 
+def moved_attr(attr: bytes, mtime_ns: int) -> bytes:
+    """Return a fuse_attr with other times."""
+    fields = ATTR.unpack(attr)
+    seconds, nanoseconds = divmod(mtime_ns, _NS)
+    times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
+    return ATTR.pack(*fields[:3], *times, *fields[9:])
+
+
 def directory_inode(ino: int, key: str, mtime_ns: int, owner: Ownership) -> Inode:
     """Return the record of a directory that was not listed yet."""
     attr = make_attr(ino, stat.S_IFDIR | owner.dir_mode, 0, mtime_ns, owner.uid, owner.gid)

@@ -7,18 +7,17 @@ names are stored as the text of surrogateescape:
 import  {"started_ns": wall clock, "order": "UNKNOWN", "KEY" or "TREE" (see core.scanning)}
 range   {"after": key, "upto": key or null}: the keys behind `after`, up to and with `upto`, in the store's order
 place   {"key": last key entered, "keys": how many, "is_done": …, "frames": [directories being scanned, outermost first:
-        {"prefix", "name", "reached": [name, key] (Frontier), "started_ns", "is_whole", "has_changed",
+        {"prefix", "name", "reached": [name, key] (Frontier), "started_ns", "is_whole",
          "deferred": [[name, key, etag, version id, size, mtime], …]}]}
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fanoutfs.index.format import DT_DIR, FLAG_LISTED, Ownership, directory_inode
-from fanoutfs.index.merging import END, Frontier, MergeNames
+from fanoutfs.index.format import DT_DIR, Ownership
+from fanoutfs.index.merging import END, Frontier, MergeNames, mark_listed
 from fanoutfs.index.operations import Change, ChangeKind, Child
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import Version
@@ -36,7 +35,6 @@ class Frame:
     reached: Frontier
     started_ns: int
     is_whole: bool
-    has_changed: bool = False
     deferred: tuple[Child, ...] = ()
 
 
@@ -58,7 +56,6 @@ class Place:
                 "reached": [_text(frame.reached.name), _text(frame.reached.key)],
                 "started_ns": frame.started_ns,
                 "is_whole": frame.is_whole,
-                "has_changed": frame.has_changed,
                 "deferred": [_pack_child(child) for child in frame.deferred],
             }
             for frame in self.frames
@@ -76,7 +73,6 @@ def unpack_place(value: bytes) -> Place:
             reached=Frontier(*map(_bytes, frame["reached"])),
             started_ns=frame["started_ns"],
             is_whole=frame["is_whole"],
-            has_changed=frame["has_changed"],
             deferred=tuple(_unpack_child(child) for child in frame["deferred"]),
         )
         for frame in record["frames"]
@@ -155,19 +151,17 @@ class PagePart:
     deferred: tuple[Child, ...]
     started_ns: int
     may_complete: bool
-    has_changed: bool
     kept: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class PageResult:
-    """inos: the directory of each part, None where there is none.  deferred, changed: for each part."""
+    """inos: the directory of each part, None where there is none.  deferred: for each part."""
 
     changes: list[Change]
     hidden: int
     inos: list[int | None]
     deferred: list[tuple[Child, ...]]
-    changed: list[bool]
     is_done: bool
 
 
@@ -175,8 +169,8 @@ class PageResult:
 class EnterPage:
     """Enter a page of a scan, parents before what is below them.
 
-    left_alone: directories that an ordinary listing knows better.  Apply again while the result is not done; then,
-    with the result, store the place in the same group.
+    left_alone: directories that an ordinary listing knows better.  Apply again while the result is not done; then
+    store the place with it, in the same transaction.
     """
 
     parts: tuple[PagePart, ...]
@@ -184,16 +178,8 @@ class EnterPage:
     ownership: Ownership
     now_ns: int
 
-    def with_changed(self, changed: Sequence[bool]) -> "EnterPage":
-        """Return the operation to apply next after one that was not done."""
-        parts = list(self.parts)
-        for at, has_changed in enumerate(changed):
-            if has_changed:
-                parts[at] = replace(parts[at], has_changed=True)
-        return replace(self, parts=tuple(parts))
-
     def apply(self, txn: IndexTransaction) -> PageResult:
-        result = PageResult([], 0, [], [], [], True)
+        result = PageResult([], 0, [], [], True)
         hidden = 0
         for part in self.parts:
             ino = part.ino
@@ -210,7 +196,6 @@ class EnterPage:
                 or (directory.is_listed and directory.listed_at_ns > part.started_ns)
             ):
                 result.deferred.append(())
-                result.changed.append(False)
                 continue
             merge = MergeNames(
                 parent=ino,
@@ -221,7 +206,6 @@ class EnterPage:
                 now_ns=self.now_ns,
                 deferred=part.deferred,
                 listed_at_ns=part.started_ns if part.may_complete and part.after == END else None,
-                has_changed=part.has_changed,
                 kept=part.kept,
             ).apply(txn)
             # Absence is not remembered before a listing is complete, so an added name is news to nobody.
@@ -231,7 +215,6 @@ class EnterPage:
                 if directory.is_listed or change.kind is not ChangeKind.ADDED or change.parent != ino
             )
             result.deferred.append(merge.deferred)
-            result.changed.append(bool(merge.changes))
             hidden += merge.hidden
             if not merge.is_done:
                 return replace(result, is_done=False)
@@ -244,16 +227,11 @@ class CompleteDirectory:
 
     ino: int
     listed_at_ns: int
-    ownership: Ownership
-    has_changed: bool
 
     def apply(self, txn: IndexTransaction) -> None:
         directory = txn.inode(self.ino)
-        if directory is None or not directory.is_dir or directory.listed_at_ns > self.listed_at_ns:
-            return
-        mtime_ns = self.listed_at_ns if directory.is_listed and self.has_changed else directory.version.mtime_ns
-        fresh = directory_inode(self.ino, directory.key, mtime_ns, self.ownership)
-        txn.put_inode(replace(fresh, listed_at_ns=self.listed_at_ns, flags=directory.flags | FLAG_LISTED))
+        if directory is not None and directory.is_dir and directory.listed_at_ns <= self.listed_at_ns:
+            mark_listed(txn, self.ino, self.listed_at_ns)
 
 
 def _pack_child(child: Child) -> list[Any]:

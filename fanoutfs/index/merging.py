@@ -18,12 +18,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fanoutfs.index.format import DT_DIR, FLAG_LISTED, Inode, Ownership, directory_inode
-from fanoutfs.index.operations import Change, ChangeKind, Child, add_child, meet_file
+from fanoutfs.index import removal
+from fanoutfs.index.format import DT_DIR, FLAG_LISTED, Ownership
+from fanoutfs.index.operations import Change, ChangeKind, Child, add_child, mark_changed, meet_file
 from fanoutfs.index.transaction import IndexTransaction
 
-REMOVALS_PER_APPLY: Final = 2000
-"""How many names one transaction takes away at most: about 30 ms of the writer's time."""
 _LOW: Final = ord("/")
 
 
@@ -73,10 +72,10 @@ class MergeNames:
     """Enter one page of a directory's listing and take away what it should have shown and did not.
 
     before, after: the place reached with the page before this one and with this one; `after=END` with the last.
+    now_ns: becomes the directory's mtime when this changes what is in it (but a first listing does not move it: who saw
+    the directory before must not find it changed by being looked at).
     listed_at_ns: not None to make the listing complete; the store may have answered the first page this long ago.
     kept: a directory that is not taken away although it was not shown (part of it belongs to another scan).
-    has_changed: whether earlier pages of this listing changed anything.  Then the directory's mtime moves, by which
-    the kernel recognises that a listing it cached is old.
     """
 
     parent: int
@@ -87,7 +86,6 @@ class MergeNames:
     now_ns: int
     deferred: tuple[Child, ...] = ()
     listed_at_ns: int | None = None
-    has_changed: bool = False
     kept: bytes = b""
 
     def apply(self, txn: IndexTransaction) -> MergeResult:
@@ -97,13 +95,15 @@ class MergeNames:
         if directory is None or not directory.is_dir or txn.is_orphan(self.parent):
             return MergeResult(changes, 0, (), True)  # nothing below it can be reached or counted any more
         shown_dirs = {child.name for child in self.children if child.version is None} | {self.kept}
+        hidden, deferred = 0, self.deferred
         is_done = self._sweep(txn, shown_dirs, changes)
-        if not is_done:
-            return MergeResult(changes, 0, self.deferred, False)
-        hidden, deferred = self._enter(txn, shown_dirs, changes)
-        if self.listed_at_ns is not None:
-            self._complete(txn, directory, self.listed_at_ns, is_changed=bool(changes) or self.has_changed)
-        return MergeResult(changes, hidden, deferred, True)
+        if is_done:
+            hidden, deferred = self._enter(txn, shown_dirs, changes)
+        if changes:
+            mark_changed(txn, self.parent, self.now_ns)
+        if is_done and self.listed_at_ns is not None:
+            mark_listed(txn, self.parent, self.listed_at_ns)
+        return MergeResult(changes, hidden, deferred, is_done)
 
     # --- what is gone ------------------------------------------------------------------------------------------
 
@@ -123,9 +123,9 @@ class MergeNames:
             is_kept = name in shown_dirs or name + b"/" >= self.after.key if dtype == DT_DIR else name in shown
             if not is_kept:
                 gone.append((name, ino))
-                if len(gone) > REMOVALS_PER_APPLY:
+                if len(gone) > removal.REMOVALS_PER_APPLY:
                     break
-        return all(remove_some(txn, self.parent, name, ino, self.now_ns, changes) for name, ino in gone)
+        return all(removal.remove_some(txn, self.parent, name, ino, self.now_ns, changes) for name, ino in gone)
 
     # --- what is there -----------------------------------------------------------------------------------------
 
@@ -152,36 +152,12 @@ class MergeNames:
                     deferred.append(child)
         return hidden, tuple(deferred)
 
-    def _complete(self, txn: IndexTransaction, directory: Inode, listed_at_ns: int, *, is_changed: bool) -> None:
-        # A first listing does not move it: who saw the directory before must not find it changed by being looked at.
-        mtime_ns = listed_at_ns if directory.is_listed and is_changed else directory.version.mtime_ns
-        fresh = directory_inode(self.parent, directory.key, mtime_ns, self.ownership)
-        txn.put_inode(replace(fresh, listed_at_ns=listed_at_ns, flags=directory.flags | FLAG_LISTED))
 
-
-def remove_some(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int, changes: list[Change]) -> bool:
-    """Take a name away, and for a directory everything below it, deepest first; the inodes become orphans.
-
-    Returns False when `changes` holds REMOVALS_PER_APPLY: the rest is still there, to be removed by the next call.
-    Deepest first, so that what is left when the process dies can still be reached and removed.
-    """
-    path = [(parent, name, ino)]
-    while path:
-        above, gone, gone_ino = path[-1]
-        first = txn.first_entry(gone_ino)
-        if first is not None:
-            path.append((gone_ino, *first))
-            continue
-        if len(changes) >= REMOVALS_PER_APPLY:
-            return False
-        path.pop()
-        inode = txn.inode(gone_ino)
-        txn.delete_entry(above, gone)
-        txn.put_orphan(gone_ino, now_ns)
-        if inode is not None and not inode.is_dir:
-            txn.add_totals(-1, -inode.size_bytes)
-        changes.append(Change(ChangeKind.REMOVED, above, gone, gone_ino))
-    return True
+def mark_listed(txn: IndexTransaction, ino: int, listed_at_ns: int) -> None:
+    """Note that a directory's listing is complete, as of then."""
+    directory = txn.inode(ino)
+    if directory is not None:
+        txn.put_inode(replace(directory, listed_at_ns=listed_at_ns, flags=directory.flags | FLAG_LISTED))
 
 
 def _key(child: Child) -> bytes:

@@ -19,6 +19,7 @@ from fanoutfs.index.format import (
     directory_inode,
     file_inode,
     make_attr,
+    moved_attr,
 )
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import BLOCK_BYTES, PART_BYTES, ROOT_INO, Version
@@ -144,23 +145,9 @@ class ApplyChildren:
                 change := meet_file(txn, self.parent, child, known[0], self.ownership, self.now_ns)
             ):
                 changes.append(change)
+        if changes:
+            mark_changed(txn, self.parent, self.now_ns)
         return changes
-
-
-@dataclass(frozen=True, slots=True)
-class RemoveName:
-    """Take one name away that the backend does not have any more."""
-
-    parent: int
-    name: bytes
-    now_ns: int
-
-    def apply(self, txn: IndexTransaction) -> list[Change]:
-        known = txn.entry(self.parent, self.name)
-        if known is None:
-            return []
-        below = _remove(txn, self.parent, self.name, known[0], self.now_ns)
-        return [Change(ChangeKind.REMOVED, self.parent, self.name, known[0]), *below]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +239,7 @@ def meet_file(
         attr = make_attr(ino, old.mode, size_bytes, mtime_ns, owner.uid, owner.gid)
         txn.put_inode(replace(old, attr=attr))
         return Change(ChangeKind.TOUCHED, parent, child.name, ino)
-    _remove(txn, parent, child.name, ino, now_ns)
+    remove_leaf(txn, parent, child.name, ino, now_ns)
     add_child(txn, parent, child, owner, now_ns)
     return Change(ChangeKind.REPLACED, parent, child.name, ino)
 
@@ -273,24 +260,23 @@ def add_child(txn: IndexTransaction, parent: int, child: Child, owner: Ownership
     return ino
 
 
-def _remove(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> list[Change]:
-    """Take a name away, and for a directory everything below it; the inodes become orphans.
+def remove_leaf(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> None:
+    """Take away the name of a file, or of a directory with nothing in it; the inode becomes an orphan."""
+    inode = txn.inode(ino)
+    txn.delete_entry(parent, name)
+    txn.put_orphan(ino, now_ns)
+    if inode is not None and not inode.is_dir:
+        txn.add_totals(-1, -inode.size_bytes)
 
-    Returns the changes below the name: who holds a vanished directory open must not go on listing it from the kernel.
+
+def mark_changed(txn: IndexTransaction, ino: int, now_ns: int) -> None:
+    """Move the mtime of a listed directory, in the transaction that changes what is in it.
+
+    By it the kernel recognises that a listing it cached is old, also when the core dies before it can say so.  Hence
+    never twice the same.  A directory that was not listed has been shown to nobody.
     """
-    changes: list[Change] = []
-    pending = [(parent, name, ino)]
-    while pending:
-        above, gone, gone_ino = pending.pop()
-        inode = txn.inode(gone_ino)
-        txn.delete_entry(above, gone)
-        txn.put_orphan(gone_ino, now_ns)
-        if inode is None:
-            continue
-        if inode.is_dir:
-            children = [(gone_ino, below, below_ino) for below, below_ino, _dtype in txn.entries(gone_ino)]
-            changes += [Change(ChangeKind.REMOVED, *child) for child in children]
-            pending += children
-        else:
-            txn.add_totals(-1, -inode.size_bytes)
-    return changes
+    directory = txn.inode(ino)
+    if directory is None or not directory.is_listed:
+        return
+    mtime_ns = max(now_ns, directory.version.mtime_ns + 1)
+    txn.put_inode(replace(directory, attr=moved_attr(directory.attr, mtime_ns)))

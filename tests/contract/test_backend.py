@@ -18,7 +18,6 @@ from fanoutfs.backend.measure import MeasuringBackend, ignore
 from fanoutfs.backend.retry import RetryingBackend, RetryPolicy
 from fanoutfs.backend.store import StoreBackend
 from fanoutfs.errors import (
-    BackendError,
     BucketMissingError,
     CredentialsError,
     ObjectMissingError,
@@ -326,11 +325,25 @@ def test_scan_of_a_directory_shows_empty_directories(tmp_path: Path) -> None:
     assert [info.key for page in pages for info in page.objects] == ["a/", "a/empty/", "a/file"]
 
 
-def test_scan_of_a_directory_with_a_loop_fails_clearly(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/up").symlink_to("..")
-    with pytest.raises(BackendError, match="symlink"):
-        list(LocalBackend(str(tmp_path)).scan(""))
+@pytest.mark.parametrize("target", ["..", ".", "../..", "../b"])
+def test_directory_that_leads_back_to_one_above_it_is_hidden_from_scan_and_listing(tmp_path: Path, target: str) -> None:
+    source = tmp_path / "source"
+    (source / "a").mkdir(parents=True)
+    (source / "a/file").touch()
+    (source / "b").symlink_to("a")
+    (source / "a/up").symlink_to(target)
+    backend = LocalBackend(str(source))
+    keys = [info.key for page in backend.scan("") for info in page.objects]
+    if target == "../..":  # only below it the source comes again
+        assert keys == ["a/", "a/file", "a/up/", "b/", "b/file", "b/up/"]
+        assert [page.prefixes for page in backend.list("a/up/")] == [()]
+        return
+    assert keys == ["a/", "a/file", "b/", "b/file"]
+    for prefix, hidden in (("a/", 1), ("b/", 1), ("a/up/", 0)):
+        pages = list(backend.list(prefix))
+        assert [page.prefixes for page in pages] == [()]
+        assert sum(page.hidden for page in pages) == hidden
+    assert not any(page.objects or page.prefixes for page in backend.list("a/up/", limit=1))
 
 
 # --- S3 only -----------------------------------------------------------------------------------------------------

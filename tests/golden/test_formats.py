@@ -110,15 +110,15 @@ def test_import_progress() -> None:
     waiting = Child(b"c\xff", "a/b/c", Version("e", "v", 5, 7))
     frames = (
         Frame("", b"", Frontier(b"a", b"a/"), 3, is_whole=False),
-        Frame("a/", b"a", Frontier(b"c\xff", b"c\xff"), 4, is_whole=True, has_changed=True, deferred=(waiting,)),
+        Frame("a/", b"a", Frontier(b"c\xff", b"c\xff"), 4, is_whole=True, deferred=(waiting,)),
     )
     place = Place("a/c", 9, False, frames)
     assert place.pack() == (
         b'{"key": "a/c", "keys": 9, "is_done": false, "frames": ['
-        b'{"prefix": "", "name": "", "reached": ["a", "a/"], "started_ns": 3, "is_whole": false, "has_changed": false, '
+        b'{"prefix": "", "name": "", "reached": ["a", "a/"], "started_ns": 3, "is_whole": false, '
         b'"deferred": []}, '
         b'{"prefix": "a/", "name": "a", "reached": ["c\\udcff", "c\\udcff"], "started_ns": 4, "is_whole": true, '
-        b'"has_changed": true, "deferred": [["c\\udcff", "a/b/c", "e", "v", 5, 7]]}]}'
+        b'"deferred": [["c\\udcff", "a/b/c", "e", "v", 5, 7]]}]}'
     )
     assert unpack_place(place.pack()) == place
     assert KeyRange("a", None).pack() == b'{"after": "a", "upto": null}'

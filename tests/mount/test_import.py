@@ -198,3 +198,48 @@ def test_store_that_fails_is_told_with_its_exit_code(bucket: Bucket, proxy: Prox
         assert len(result.stderr.splitlines()) == 1
         proxy.clear()
         assert run_command("import", str(mount.path)).returncode == 0
+
+
+def test_deletion_in_a_large_directory_costs_its_pages_and_two_notices(
+    bucket: Bucket, proxy: Proxy, mount: Mount
+) -> None:
+    keys = [f"flat/{number:05d}" for number in range(3000)]
+    fill(bucket, keys)
+    assert run_command("import", str(mount.path)).returncode == 0
+    assert len(os.listdir(mount.path / "flat")) == 3000
+    assert os.stat(mount.path / "flat/01500").st_size
+    bucket.delete("flat/01500")
+    asked_before, before = asked(proxy), mount.counters()
+    call(mount.path, "invalidate", path="flat")
+    requests = proxy.requests()[asked_before:]
+    assert len(requests) == 3
+    assert all("list-type" in each.path for each in requests)
+    after = mount.counters()
+    assert after["listings"] - before["listings"] == 1
+    assert after["notifications"] - before["notifications"] == 2  # the name, and the directory's listing
+    assert len(os.listdir(mount.path / "flat")) == 2999
+    assert not (mount.path / "flat/01500").exists()
+    assert len(proxy.requests()) == asked_before + 3
+
+
+def test_readers_of_a_large_directory_do_not_wait_for_its_listing_again(
+    bucket: Bucket, proxy: Proxy, mount: Mount
+) -> None:
+    keys = [f"flat/{number:05d}" for number in range(2500)]
+    fill(bucket, keys)
+    assert run_command("import", str(mount.path)).returncode == 0
+    bucket.delete("flat/00500")
+    bucket.delete("flat/02000")
+    proxy.fault("stall", match="continuation-token")
+    again = threading.Thread(target=call, args=(mount.path, "invalidate"), kwargs={"path": "flat"})
+    again.start()
+    try:
+        wait_until(lambda: proxy.stats()["faults_left"] == 0, "the second page is asked for")
+        names = os.listdir(mount.path / "flat")
+        assert set(keys) - {f"flat/{name}" for name in names} == {"flat/00500"}  # the first page is entered
+        assert not (mount.path / "flat/00500").exists()
+        assert os.stat(mount.path / "flat/02499").st_size == len("flat/02499")
+        assert proxy.stats()["under_way"] == 1
+    finally:
+        again.join()
+    assert len(os.listdir(mount.path / "flat")) == 2498

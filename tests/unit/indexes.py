@@ -60,9 +60,7 @@ def enter_listing(
     for page, listed_at_ns in (*((page, None) for page in pages), ([], now_ns)):
         after = END if listed_at_ns is not None else before.advanced(page)
         while True:
-            merge = MergeNames(
-                parent, tuple(page), before, after, OWNER, now_ns, deferred, listed_at_ns, has_changed=bool(changes)
-            )
+            merge = MergeNames(parent, tuple(page), before, after, OWNER, now_ns, deferred, listed_at_ns)
             result = apply(environment, merge.apply)
             changes += result.changes
             if result.is_done:

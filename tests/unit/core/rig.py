@@ -23,6 +23,7 @@ from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.grace import Grace
+from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.plans import Plans
@@ -99,6 +100,7 @@ class Rig:
     fills: Fills
     plans: Plans
     prefetch: Prefetch
+    jobs: Jobs
     clock: TurnedClock
     row: memoryview
     kernel: list[bytes]
@@ -294,6 +296,7 @@ async def running_core(
                     fills=fills,
                     plans=plans,
                     prefetch=prefetch,
+                    jobs=Jobs(nursery),
                     clock=clock,
                     row=row,
                     kernel=kernel,

@@ -1,8 +1,10 @@
 """Imports: divided, resumed, repeated, beside listings: always exactly what the store has, everything listed."""
 
+import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,9 +15,14 @@ from fanoutfs.backend.base import Backend, Pages
 from fanoutfs.core import imports
 from fanoutfs.core.imports import Import
 from fanoutfs.core.jobs import Job
+from fanoutfs.core.notify import ChangeLog
 from fanoutfs.core.scanning import Order, shared_directories
-from fanoutfs.errors import TransientError
+from fanoutfs.errors import DatabaseError, TransientError
+from fanoutfs.index import removal
+from fanoutfs.index.format import DT_DIR
 from fanoutfs.index.importing import import_setting
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
 from fanoutfs.records import ROOT_INO, ListPage, ObjectInfo, Version
 from tests.unit.core.rig import Rig, running_core
 from tests.unit.indexes import NOW_NS, OWNER
@@ -64,6 +71,7 @@ def importer(core: Rig, store: object, prefix: str = "") -> tuple[Import, Job]:
     backend: Backend = store  # type: ignore[assignment]
     directory = core.inode(prefix)
     made = Import(
+        jobs=core.jobs,
         backend=backend,
         reader=core.reader,
         writer=core.writer,
@@ -148,6 +156,134 @@ def test_import_shows_what_the_store_has_and_repeated_finds_every_change(
         patch.setattr(imports, "_ALIKE", 0)
         patch.setattr(imports, "_SPLIT_PAGES", 1)
         trio.run(play)
+
+
+class MortalWriter:
+    """Stands for a core that is killed between two commits."""
+
+    def __init__(self, writer: GroupWriter[IndexTransaction], commits: int) -> None:
+        self._writer = writer
+        self._left = commits
+
+    async def run(self, apply: Callable[[IndexTransaction], Any]) -> Any:
+        if not self._left:
+            raise DatabaseError("killed")
+        self._left -= 1
+        return await self._writer.run(apply)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    states=st.lists(OBJECTS, min_size=2, max_size=3),
+    order=st.sampled_from([Order.KEY, Order.TREE]),
+    page=st.integers(1, 4),
+    can_seek=st.booleans(),
+    limit=st.sampled_from([1, 2, 1000]),
+    commits=st.lists(st.integers(0, 25), max_size=3),
+)
+def test_import_killed_between_any_two_commits_and_resumed_ends_at_what_the_store_has(
+    tmp_path_factory: pytest.TempPathFactory,
+    states: list[dict[str, str]],
+    order: Order,
+    page: int,
+    can_seek: bool,
+    limit: int,
+    commits: list[int],
+) -> None:
+    async def play() -> None:
+        async with running_core(tmp_path_factory.mktemp("core")) as core:
+            mtimes: dict[str, tuple[int, dict[bytes, int]]] = {}
+            for objects in states:
+                core.clock.now_ns += 1
+                store = Store((), order, page)
+                store.objects, store.can_seek = objects, can_seek
+                for lives in commits:
+                    made, _job = importer(core, store)
+                    made._writer = MortalWriter(core.writer, lives)  # type: ignore[assignment]
+                    with contextlib.suppress(DatabaseError):
+                        await made.run()
+                made, _job = importer(core, store)
+                await made.run()
+                assert tree(core) == expected(objects)
+                known = dict(directories(core))
+                for path, (mtime_ns, names) in known.items():
+                    if path in mtimes and mtimes[path][1] != names:
+                        assert mtime_ns > mtimes[path][0], "the kernel would go on showing the names it cached"
+                mtimes = known
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(imports, "_ALIKE", 0)
+        patch.setattr(imports, "_SPLIT_PAGES", 1)
+        patch.setattr(removal, "REMOVALS_PER_APPLY", limit)
+        trio.run(play)
+
+
+def directories(core: Rig, ino: int = ROOT_INO, prefix: str = "") -> Iterator[tuple[str, tuple[int, dict[bytes, int]]]]:
+    """Yield path → (mtime, names and what they lead to) of a directory and all below it."""
+    with core.reader.begin() as txn:
+        inode = core.reader.inode(txn, ino)
+        children = list(core.reader.children(txn, ino, b""))
+    assert inode is not None
+    yield f"{prefix}#{ino}", (inode.version.mtime_ns, {name: child for name, child, _dtype in children})
+    for name, child, dtype in children:
+        if dtype == DT_DIR:
+            yield from directories(core, child, f"{prefix}{name.decode()}/")
+
+
+async def test_page_that_was_committed_is_told_although_the_import_was_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_core(tmp_path) as core:
+        store = Store(["a", "b", "c"])
+        await importer(core, store)[0].run()
+        core.clock.now_ns += 1
+        del store.objects["b"]
+        made, _job = importer(core, store)
+        with trio.CancelScope() as scope:
+            commit = core.writer.run
+
+            async def commit_and_cancel(apply: Callable[[IndexTransaction], Any]) -> Any:
+                result = await commit(apply)
+                if isinstance(result, tuple):
+                    scope.cancel()
+                return result
+
+            monkeypatch.setattr(core.writer, "run", commit_and_cancel)
+            await made.run()
+        assert scope.cancelled_caught
+        assert "b" not in tree(core)
+        with trio.fail_after(10):
+            while not core.told():
+                await trio.sleep(0.001)
+        assert b"b" in {body[16:-1] for code, body in core.told() if code.name == "INVAL_ENTRY"}
+
+
+async def test_large_removal_leaves_a_directory_that_is_listed_in_between_to_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "REMOVALS_PER_APPLY", 2)
+    async with running_core(tmp_path) as core:
+        store = Store([f"d/{number}" for number in range(6)], page=10)
+        await importer(core, store)[0].run()
+        core.clock.now_ns += 1
+        store.objects = {"d/0": "1"}
+        core.write("d/0", b"1")
+        core.write("d/new", b"1")  # too new for the page
+        publish = core.listings.publish
+        listed = 0
+
+        async def list_meanwhile(changes: ChangeLog) -> None:
+            nonlocal listed
+            await publish(changes)
+            if not listed:
+                listed += 1
+                core.clock.now_ns += 1
+                await core.listings.refresh(core.inode("d").ino)
+
+        monkeypatch.setattr(core.listings, "publish", list_meanwhile)
+        await importer(core, store)[0].run()
+        assert listed == 1
+        assert set(tree(core)) == {"d/", "d/0", "d/new"}
 
 
 FLAT = [f"d/img-{number:05d}.jpg" for number in range(2000)]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fanoutfs.index import merging
+from fanoutfs.index import removal
 from fanoutfs.index.format import DT_DIR
 from fanoutfs.index.merging import BEGIN, END, Frontier, MergeNames
 from fanoutfs.index.operations import ChangeKind, Child
@@ -51,7 +51,7 @@ def test_merge_ends_at_what_was_listed_and_never_loses_what_stayed(
         pytest.MonkeyPatch.context() as patch,
         open_index(Path(path)) as index,
     ):
-        patch.setattr(merging, "REMOVALS_PER_APPLY", limit)
+        patch.setattr(removal, "REMOVALS_PER_APPLY", limit)
         for number, listing in enumerate(listings):
             before_it = entries(index)
             staying = {name: known for name, known in before_it.items() if shown(listing).get(name) == known[1]}
@@ -93,7 +93,7 @@ def test_both_orders_are_in_order(first: list[str]) -> None:
 def test_removal_of_a_large_tree_takes_several_transactions_and_is_never_left_unreachable(
     index: IndexEnvironment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merging, "REMOVALS_PER_APPLY", 10)
+    monkeypatch.setattr(removal, "REMOVALS_PER_APPLY", 10)
     enter_listing(index, [folder("d")])
     directory = entries(index)[b"d"][0]
     enter_listing(index, [file(f"{number:02d}", prefix="d/") for number in range(25)], parent=directory)
