@@ -91,7 +91,7 @@ def tree(core: Rig, ino: int = ROOT_INO, prefix: str = "") -> dict[str, str]:
     """Return path → ETag of everything; directories end with "/" and must be listed."""
     found: dict[str, str] = {}
     with core.reader.begin() as txn:
-        for name, child, _dtype in core.reader.children(txn, ino, b""):
+        for name, child, *_rest in core.reader.children(txn, ino, b""):
             inode = core.reader.inode(txn, child)
             assert inode is not None
             path = prefix + name.decode()
