@@ -224,8 +224,8 @@ def directories(core: Rig, ino: int = ROOT_INO, prefix: str = "") -> Iterator[tu
         inode = core.reader.inode(txn, ino)
         children = list(core.reader.children(txn, ino, b""))
     assert inode is not None
-    yield f"{prefix}#{ino}", (inode.version.mtime_ns, {name: child for name, child, _dtype in children})
-    for name, child, dtype in children:
+    yield f"{prefix}#{ino}", (inode.version.mtime_ns, {name: child for name, child, *_rest in children})
+    for name, child, dtype, _cookie in children:
         if dtype == DT_DIR:
             yield from directories(core, child, f"{prefix}{name.decode()}/")
 
