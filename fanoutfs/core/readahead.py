@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-from fanoutfs.records import BLOCK_BYTES, MIB
+from fanoutfs.records import BLOCK_BYTES, MIB, PART_BLOCKS
 
 _RUNS_PER_INODE: Final = 16
 _INODES: Final = 4096
@@ -66,8 +66,8 @@ class ReadAhead:
         reader.lonely = 0
         run.position = max(run.position, last + 1)
         run.edge = max(run.edge, run.position)
-        if run.edge - run.position > run.window // 2:
-            return range(0)  # far enough ahead: extend in large steps
+        if run.edge - run.position > run.window - min(run.window // 2, PART_BLOCKS):
+            return range(0)  # far enough ahead: extend by whole parts, a small window by half of itself
         run.window = min(max(2 * run.window, _START_BLOCKS), self._max_blocks)
         return self._extend(run, size_blocks)
 

@@ -210,6 +210,8 @@ class Siblings:
         run.edge = edge
         for ino, size_bytes in files:
             run.edge_ino = ino
+            if size_bytes and (owner := self._owners.pop(ino, None)) is not None:
+                self.learnt.wasted_bytes += self._take(owner, ino)[1]  # evicted before it was read
             # A run follows its reader over cached files, too; a sweep has nothing to learn from them.
             if ino not in self._owners and (size_bytes or not run.is_sweep):
                 self._owners[ino] = run

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanoutfs.core.readahead import ReadAhead
-from fanoutfs.records import BLOCK_BYTES, GIB, MIB
+from fanoutfs.records import BLOCK_BYTES, GIB, MIB, PART_BLOCKS
 
 CAP = 64 * MIB
 CAP_BLOCKS = CAP // BLOCK_BYTES
@@ -29,6 +29,14 @@ def test_sequential_reader_doubles_the_window_up_to_the_cap() -> None:
     assert reach[1] > reach[0]
     # The window, from the reader's position, reaches the cap.
     assert max(reach) >= CAP_BLOCKS // 2
+
+
+def test_full_window_is_extended_part_by_part() -> None:
+    policy = ReadAhead(CAP)
+    ahead = [found for found in read_through(policy, 1, 8 * CAP_BLOCKS) if found]
+    in_the_middle = [len(found) for found in ahead[8:-1]]
+    assert in_the_middle
+    assert all(PART_BLOCKS <= reach < PART_BLOCKS + 4 for reach in in_the_middle)
 
 
 def test_reader_from_the_beginning_starts_with_a_larger_window() -> None:

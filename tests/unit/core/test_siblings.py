@@ -2,7 +2,7 @@
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fanoutfs.core.siblings import Run, Siblings
@@ -168,6 +168,7 @@ def test_sweep_ends_when_its_files_are_evicted_before_they_are_read() -> None:
     max_files=st.integers(1, 64),
     evictions=st.sets(st.integers(0, 299)),
 )
+@example(reads=[0, 0], max_files=1, evictions={1})  # a second run fetches what the first one lost unread
 def test_books_balance_whatever_is_read(reads: list[int], max_files: int, evictions: set[int]) -> None:
     world = World(401, max_files=max_files)
     for number, index in enumerate(reads):
