@@ -15,43 +15,28 @@ import signal
 import socket
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import pyfuse3
 import trio
 
 from fanoutfs.backend import Backend, open_backend
-from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.clock import SystemClock
-from fanoutfs.config.schema import MountConfig
-from fanoutfs.core.admission import Admission
-from fanoutfs.core.arena import ArenaSlots
-from fanoutfs.core.control import ControlServer
-from fanoutfs.core.filesystem import FileSystem, resolve_path
-from fanoutfs.core.fill import Fills
-from fanoutfs.core.freshness import Freshness, epoch_s
+from fanoutfs.core.assembly import Core, build_base, build_core
+from fanoutfs.core.control import Command, ControlServer
+from fanoutfs.core.filesystem import resolve_path
+from fanoutfs.core.freshness import epoch_s
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.hints import HintListeners, take_hints
-from fanoutfs.core.imports import Imports
-from fanoutfs.core.jobs import Jobs
-from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
-from fanoutfs.core.orphans import OrphanReaper
-from fanoutfs.core.plans import Plans
-from fanoutfs.core.prefetch import Prefetch
-from fanoutfs.core.push import Push
-from fanoutfs.core.readahead import ReadAhead
-from fanoutfs.core.siblings import Siblings
-from fanoutfs.core.space import Space
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
+from fanoutfs.core.task import CoreTask
 from fanoutfs.core.tidying import keep_tidy
-from fanoutfs.core.warming import Warming, long_commands
+from fanoutfs.core.warming import long_commands
 from fanoutfs.errors import (
     AccessDeniedError,
     CacheUnusableError,
@@ -60,13 +45,10 @@ from fanoutfs.errors import (
     ObjectMissingError,
     TransientError,
 )
-from fanoutfs.index.format import FIRST_INO, Ownership
+from fanoutfs.index.format import FIRST_INO
 from fanoutfs.index.operations import OpenVolume
-from fanoutfs.index.reader import IndexReader
-from fanoutfs.index.transaction import IndexTransaction, write_transaction
-from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
-from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState, bump
+from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, bump
 from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
 from fanoutfs.records import MIB, ROOT_INO
 from fanoutfs.wire.kernel import FOREVER_S
@@ -79,37 +61,9 @@ EXIT_RENEW: Final = 87
 """Exit code of a core that asks for a new generation: what all processes have open must be opened anew."""
 _PROBE_NAME: Final = ".fanoutfs-probe"
 _READER_CHECK_S: Final = 10.0
-SIBLING_FILES: Final = 1024
-"""Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
 _BROKEN_POLL_S: Final = 0.2
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
-
-
-@dataclass(frozen=True, slots=True)
-class CoreTask:
-    """What the keeper hands to a core: the settings, the volume's place, and the core's ends of all channels."""
-
-    config: MountConfig
-    identity: str
-    root_prefix: str
-    volume_path: Path
-    other_volumes_bytes: int
-    shared: SharedState
-    arena: Arena
-    supervision: socket.socket
-    relay: socket.socket
-    hints: socket.socket
-    notify: socket.socket
-    push: socket.socket | None
-    control: socket.socket
-    is_first: bool
-
-    @property
-    def ownership(self) -> Ownership:
-        """Return what files show as owner and mode."""
-        config = self.config
-        return Ownership(config.uid, config.gid, config.file_mode, config.dir_mode, config.small_file_size)
 
 
 def run(task: CoreTask) -> int:
@@ -200,169 +154,78 @@ class ThreadSafeCounter:
 
 async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> None:
     """Serve requests until the mount ends or SIGTERM."""
-    config, row = task.config, task.shared.row(CORE_ROW)
-    environment = volume.environment
-    clock = SystemClock()
-    reader = IndexReader(environment)
-
-    writer: GroupWriter[IndexTransaction] = GroupWriter("index-writer", partial(write_transaction, environment))
-    notifier = Notifier(task.notify, has_epoch=go.has_epoch, row=row)
-    grace = Grace(task.shared, config.front_count())
-    arena = ArenaSlots(task.arena, grace)
-    admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
-    push = Push(task.push, row)
-    readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
-    space = Space(
-        cap_bytes=config.cache_size,
-        floor_bytes=config.free_space_floor,
-        other_bytes=task.other_volumes_bytes,
-        environment=environment,
-        writer=writer,
-        files=volume.files,
-        small=volume.small,
-        grace=grace,
-        row=row,
-    )
+    config = task.config
+    base = build_base(task, volume, backend, has_epoch=go.has_epoch)
     async with trio.open_nursery() as nursery:
-        listings = Listings(
-            nursery=nursery,
-            backend=backend,
-            root_prefix=task.root_prefix,
-            reader=reader,
-            writer=writer,
-            notifier=notifier,
-            grace=grace,
-            ownership=task.ownership,
-            clock=clock,
-            op_timeout_s=config.op_timeout,
-            row=row,
-        )
-        fills = Fills(
-            nursery=nursery,
-            backend=backend,
-            reader=reader,
-            writer=writer,
-            files=volume.files,
-            small=volume.small,
-            arena=arena,
-            space=space,
-            admission=admission,
-            readahead=readahead,
-            requests=config.requests,
-            op_timeout_s=config.op_timeout,
-            row=row,
-        )
-        freshness = Freshness(listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=config.metadata_ttl)
-        filesystem = FileSystem(
-            reader=reader,
-            listings=listings,
-            fills=fills,
-            freshness=freshness,
-            shared=task.shared,
-            metadata_ttl_s=config.metadata_ttl,
-        )
-        small_cache_bytes = int(config.cache_size * config.small_cache_share)
-        plans = Plans(
-            reader=reader,
-            filesystem=filesystem,
-            fills=fills,
-            small=volume.small,
-            window_bytes=min(config.plan_window, small_cache_bytes // 4),
-            requests=config.requests,
-            row=row,
-        )
-        space.is_awaited = plans.is_ahead
-        prefetch = Prefetch(
-            reader=reader,
-            fills=fills,
-            root_prefix=task.root_prefix,
-            requests=config.requests,
-            siblings=Siblings(
-                max_files=SIBLING_FILES,
-                max_bytes=config.max_readahead,
-                sweep_bytes=small_cache_bytes // 4 if config.max_readahead else 0,
-            ),
-            plans=plans,
-            row=row,
-        )
-        orphans = OrphanReaper(
-            environment=environment,
-            writer=writer,
-            files=volume.files,
-            small=volume.small,
-            notifier=notifier,
-            grace=grace,
-            readahead=readahead,
-            clock=clock,
-            row=row,
-        )
-
-        async def status(_request: Mapping[str, Any]) -> Any:
-            return describe(
-                config, task.shared, space, volume.small, environment, filesystem, freshness, admission, plans
-            )
-
-        async def invalidate(request: Mapping[str, Any]) -> None:
-            path = os.fsencode(str(request.get("path", "")))
-            await filesystem.invalidate(resolve_path(filesystem, reader, ROOT_INO, path))
-
-        jobs = Jobs(nursery)
-        imports = Imports(
-            jobs=jobs,
-            backend=backend,
-            root_prefix=task.root_prefix,
-            reader=reader,
-            writer=writer,
-            listings=listings,
-            ownership=task.ownership,
-            clock=clock,
-            row=row,
-            has_epoch=go.has_epoch,
-        )
-        warming = Warming(
-            jobs=jobs,
-            reader=reader,
-            listings=listings,
-            imports=imports,
-            fills=fills,
-            small=volume.small,
-            metadata_ttl_s=config.metadata_ttl,
-        )
-        commands = {
-            "status": status,
-            "invalidate": invalidate,
-            **plans.commands(),
-            **long_commands(jobs, imports, warming),
-        }
+        core = build_core(base, nursery)
+        _start_background(core, nursery)
+        imports = core.long_work.imports
         if config.import_source and (task.is_first or imports.is_unfinished(ROOT_INO)):
             imports.start(ROOT_INO)
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
-        control = ControlServer(listener, commands)
-        nursery.start_soon(control.run)
-        nursery.start_soon(notifier.run)
-        collect = partial(collect_strays, volume.files, environment, reader, space)
-        nursery.start_soon(_kept_going, "strays", collect, row)
-        if not task.is_first:
-            nursery.start_soon(_expire_what_was_told, notifier)
-        nursery.start_soon(_kept_going, "freshness", freshness.run, row)
-        nursery.start_soon(_kept_going, "arena", arena.run, row)
-        nursery.start_soon(_kept_going, "plans", plans.run, row)
-        nursery.start_soon(_kept_going, "orphans", orphans.run, row)
-        nursery.start_soon(_kept_going, "tidying", partial(keep_tidy, volume.small, space), row)
-        listeners = HintListeners(
-            directory_used=freshness.note_used,
-            part_read=fills.note_part_read,
-            small_reads=(prefetch.note_reads, push.note_reads),
-            listed=push.note_listed,
-        )
-        nursery.start_soon(_kept_going, "hints", partial(take_hints, task.hints, listeners), row)
-        nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
-        nursery.start_soon(_end_on_signal, nursery.cancel_scope)
-        nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
-        entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
-        await _answer_requests(task.relay, Operations(filesystem, entry_timeout_s, row), config.front_count())
+        operations = Operations(core.filesystem, entry_timeout(go.has_epoch, config.metadata_ttl), base.row)
+        await _answer_requests(task.relay, operations, config.front_count())
         nursery.cancel_scope.cancel()
-    writer.stop()
+    base.writer.stop()
+
+
+def _start_background(core: Core, nursery: trio.Nursery) -> None:
+    """Start what runs beside the requests, for as long as the nursery lives."""
+    base, data, ahead = core.base, core.data, core.ahead
+    task, volume, row = base.task, base.volume, base.row
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
+    nursery.start_soon(ControlServer(listener, _commands(core)).run)
+    nursery.start_soon(base.notifier.run)
+    if not task.is_first:
+        nursery.start_soon(_expire_what_was_told, base.notifier)
+    listeners = HintListeners(
+        directory_used=core.names.freshness.note_used,
+        part_read=data.fills.note_part_read,
+        small_reads=(ahead.prefetch.note_reads, ahead.push.note_reads),
+        listed=ahead.push.note_listed,
+    )
+    background: dict[str, Callable[[], Awaitable[None]]] = {
+        "strays": partial(collect_strays, volume.files, volume.environment, base.reader, data.space),
+        "freshness": core.names.freshness.run,
+        "arena": data.arena.run,
+        "plans": ahead.plans.run,
+        "orphans": data.orphans.run,
+        "tidying": partial(keep_tidy, volume.small, data.space),
+        "hints": partial(take_hints, task.hints, listeners),
+        "dead readers": partial(_release_dead_readers, volume),
+    }
+    for name, run_it in background.items():
+        nursery.start_soon(_kept_going, name, run_it, row)
+    nursery.start_soon(_end_on_signal, nursery.cancel_scope)
+    nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
+
+
+def _commands(core: Core) -> dict[str, Command]:
+    """Return what the control socket answers."""
+    base, filesystem, long_work = core.base, core.filesystem, core.long_work
+
+    async def status(_request: Mapping[str, Any]) -> Any:
+        return describe(
+            base.config,
+            base.task.shared,
+            core.data.space,
+            base.volume.small,
+            base.volume.environment,
+            filesystem,
+            core.names.freshness,
+            core.data.admission,
+            core.ahead.plans,
+        )
+
+    async def invalidate(request: Mapping[str, Any]) -> None:
+        path = os.fsencode(str(request.get("path", "")))
+        await filesystem.invalidate(resolve_path(filesystem, base.reader, ROOT_INO, path))
+
+    return {
+        "status": status,
+        "invalidate": invalidate,
+        **core.ahead.plans.commands(),
+        **long_commands(long_work.jobs, long_work.imports, long_work.warming),
+    }
 
 
 def entry_timeout(has_epoch: bool, metadata_ttl_s: float) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path
 from fanoutfs.cache.arena import Arena
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core import main as core_main
+from fanoutfs.core.task import CoreTask
 from fanoutfs.errors import DaemonDiedError
 from fanoutfs.front import main as front_main
 from fanoutfs.front import notifier, pusher
@@ -101,7 +102,7 @@ class Generation:
     def start_core(self) -> None:
         """Fork the core; `await_core` tells how it went."""
         estate = self._estate
-        task = core_main.CoreTask(
+        task = CoreTask(
             config=estate.config,
             identity=estate.identity,
             root_prefix=estate.root_prefix,

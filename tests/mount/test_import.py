@@ -231,7 +231,7 @@ def test_readers_of_a_large_directory_do_not_wait_for_its_listing_again(
     bucket.delete("flat/00500")
     bucket.delete("flat/02000")
     proxy.fault("stall", match="continuation-token")
-    again = threading.Thread(target=call, args=(mount.path, "invalidate"), kwargs={"path": "flat"})
+    again = threading.Thread(target=call, args=(mount.path, "invalidate"), kwargs={"path": "flat", "timeout_s": 60})
     again.start()
     try:
         wait_until(lambda: proxy.stats()["faults_left"] == 0, "the second page is asked for")

@@ -182,7 +182,7 @@ async def running_core(
     plan_window_bytes: int = MIB,
     small_bytes: int = 16 * MIB,
 ) -> AsyncIterator[Rig]:
-    """Put the parts together as core.main does, and take them apart at the end."""
+    """Put the parts together as core.assembly does, and take them apart at the end."""
     (path / "objects").mkdir()
     source = path / "source"
     source.mkdir()

@@ -1,0 +1,269 @@
+"""Put the parts of a core together: which part knows which.  Starts no task and talks to nobody.
+
+Core, trio thread.  From the bottom up: the base everything stands on, names (what there is), data (bytes and the room
+for them), the file system over both, what fetches ahead of readers, and jobs.  A part knows only parts built before it.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+
+from fanoutfs.backend import Backend
+from fanoutfs.cache.volume import Volume
+from fanoutfs.clock import Clock, SystemClock
+from fanoutfs.config.schema import MountConfig
+from fanoutfs.core.admission import Admission
+from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.filesystem import FileSystem
+from fanoutfs.core.fill import Fills
+from fanoutfs.core.freshness import Freshness
+from fanoutfs.core.grace import Grace
+from fanoutfs.core.imports import Imports
+from fanoutfs.core.jobs import Jobs
+from fanoutfs.core.listing import Listings
+from fanoutfs.core.notify import Notifier
+from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.plans import Plans
+from fanoutfs.core.prefetch import Prefetch
+from fanoutfs.core.push import Push
+from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.siblings import Siblings
+from fanoutfs.core.space import Space
+from fanoutfs.core.task import CoreTask
+from fanoutfs.core.warming import Warming
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.transaction import IndexTransaction, write_transaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.shared import CORE_ROW
+
+SIBLING_FILES: Final = 1024
+"""Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What every part stands on."""
+
+    task: CoreTask
+    volume: Volume
+    backend: Backend
+    has_epoch: bool
+    row: memoryview
+    clock: Clock
+    reader: IndexReader
+    writer: GroupWriter[IndexTransaction]
+    notifier: Notifier
+    grace: Grace
+
+    @property
+    def config(self) -> MountConfig:
+        """Return the mount's settings."""
+        return self.task.config
+
+    @property
+    def small_cache_bytes(self) -> int:
+        """Return how much of the cache small files may take."""
+        return int(self.config.cache_size * self.config.small_cache_share)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What there is, and how fresh that is."""
+
+    listings: Listings
+    freshness: Freshness
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Bytes: who may fetch, where they go, what is under way."""
+
+    arena: ArenaSlots
+    admission: Admission
+    space: Space
+    fills: Fills
+    orphans: OrphanReaper
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What goes ahead of readers of small files, or in the order they announced."""
+
+    plans: Plans
+    prefetch: Prefetch
+    push: Push
+
+
+@dataclass(frozen=True, slots=True)
+class LongWork:
+    """What somebody asked for and watches."""
+
+    jobs: Jobs
+    imports: Imports
+    warming: Warming
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """All parts."""
+
+    base: Base
+    names: Names
+    data: Data
+    filesystem: FileSystem
+    ahead: Ahead
+    long_work: LongWork
+
+
+def build_base(task: CoreTask, volume: Volume, backend: Backend, *, has_epoch: bool) -> Base:
+    """Open what the parts share.  Starts the writer's thread: stop it at the end."""
+    row = task.shared.row(CORE_ROW)
+    return Base(
+        task=task,
+        volume=volume,
+        backend=backend,
+        has_epoch=has_epoch,
+        row=row,
+        clock=SystemClock(),
+        reader=IndexReader(volume.environment),
+        writer=GroupWriter("index-writer", partial(write_transaction, volume.environment)),
+        notifier=Notifier(task.notify, has_epoch=has_epoch, row=row),
+        grace=Grace(task.shared, task.config.front_count()),
+    )
+
+
+def build_core(base: Base, nursery: trio.Nursery) -> Core:
+    """Put all parts together.  nursery: where listings, fills and jobs will run."""
+    names = _build_names(base, nursery)
+    data = _build_data(base, nursery)
+    filesystem = FileSystem(
+        reader=base.reader,
+        listings=names.listings,
+        fills=data.fills,
+        freshness=names.freshness,
+        shared=base.task.shared,
+        metadata_ttl_s=base.config.metadata_ttl,
+    )
+    ahead = _build_ahead(base, data, filesystem)
+    return Core(base, names, data, filesystem, ahead, _build_long_work(base, names, data, nursery))
+
+
+def _build_names(base: Base, nursery: trio.Nursery) -> Names:
+    listings = Listings(
+        nursery=nursery,
+        backend=base.backend,
+        root_prefix=base.task.root_prefix,
+        reader=base.reader,
+        writer=base.writer,
+        notifier=base.notifier,
+        grace=base.grace,
+        ownership=base.task.ownership,
+        clock=base.clock,
+        op_timeout_s=base.config.op_timeout,
+        row=base.row,
+    )
+    freshness = Freshness(
+        listings=listings, reader=base.reader, notifier=base.notifier, metadata_ttl_s=base.config.metadata_ttl
+    )
+    return Names(listings, freshness)
+
+
+def _build_data(base: Base, nursery: trio.Nursery) -> Data:
+    config, volume = base.config, base.volume
+    arena = ArenaSlots(base.task.arena, base.grace)
+    admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
+    readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
+    space = Space(
+        cap_bytes=config.cache_size,
+        floor_bytes=config.free_space_floor,
+        other_bytes=base.task.other_volumes_bytes,
+        environment=volume.environment,
+        writer=base.writer,
+        files=volume.files,
+        small=volume.small,
+        grace=base.grace,
+        row=base.row,
+    )
+    fills = Fills(
+        nursery=nursery,
+        backend=base.backend,
+        reader=base.reader,
+        writer=base.writer,
+        files=volume.files,
+        small=volume.small,
+        arena=arena,
+        space=space,
+        admission=admission,
+        readahead=readahead,
+        requests=config.requests,
+        op_timeout_s=config.op_timeout,
+        row=base.row,
+    )
+    orphans = OrphanReaper(
+        environment=volume.environment,
+        writer=base.writer,
+        files=volume.files,
+        small=volume.small,
+        notifier=base.notifier,
+        grace=base.grace,
+        readahead=readahead,
+        clock=base.clock,
+        row=base.row,
+    )
+    return Data(arena, admission, space, fills, orphans)
+
+
+def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
+    config = base.config
+    plans = Plans(
+        reader=base.reader,
+        filesystem=filesystem,
+        fills=data.fills,
+        small=base.volume.small,
+        window_bytes=min(config.plan_window, base.small_cache_bytes // 4),
+        requests=config.requests,
+        row=base.row,
+    )
+    data.space.is_awaited = plans.is_ahead
+    prefetch = Prefetch(
+        reader=base.reader,
+        fills=data.fills,
+        root_prefix=base.task.root_prefix,
+        requests=config.requests,
+        siblings=Siblings(
+            max_files=SIBLING_FILES,
+            max_bytes=config.max_readahead,
+            sweep_bytes=base.small_cache_bytes // 4 if config.max_readahead else 0,
+        ),
+        plans=plans,
+        row=base.row,
+    )
+    return Ahead(plans, prefetch, Push(base.task.push, base.row))
+
+
+def _build_long_work(base: Base, names: Names, data: Data, nursery: trio.Nursery) -> LongWork:
+    jobs = Jobs(nursery)
+    imports = Imports(
+        jobs=jobs,
+        backend=base.backend,
+        root_prefix=base.task.root_prefix,
+        reader=base.reader,
+        writer=base.writer,
+        listings=names.listings,
+        ownership=base.task.ownership,
+        clock=base.clock,
+        row=base.row,
+        has_epoch=base.has_epoch,
+    )
+    warming = Warming(
+        jobs=jobs,
+        reader=base.reader,
+        listings=names.listings,
+        imports=imports,
+        fills=data.fills,
+        small=base.volume.small,
+        metadata_ttl_s=base.config.metadata_ttl,
+    )
+    return LongWork(jobs, imports, warming)

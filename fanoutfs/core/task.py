@@ -1,0 +1,36 @@
+"""What the keeper hands to a core at the fork."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from fanoutfs.cache.arena import Arena
+from fanoutfs.config.schema import MountConfig
+from fanoutfs.index.format import Ownership
+from fanoutfs.observe.shared import SharedState
+
+
+@dataclass(frozen=True, slots=True)
+class CoreTask:
+    """The settings, the volume's place, and the core's ends of all channels."""
+
+    config: MountConfig
+    identity: str
+    root_prefix: str
+    volume_path: Path
+    other_volumes_bytes: int
+    shared: SharedState
+    arena: Arena
+    supervision: socket.socket
+    relay: socket.socket
+    hints: socket.socket
+    notify: socket.socket
+    push: socket.socket | None
+    control: socket.socket
+    is_first: bool
+
+    @property
+    def ownership(self) -> Ownership:
+        """Return what files show as owner and mode."""
+        config = self.config
+        return Ownership(config.uid, config.gid, config.file_mode, config.dir_mode, config.small_file_size)
