@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from fanoutfs.bench import features, machine
+from fanoutfs.bench import machine
 from fanoutfs.bench.epoch_parts import PUSH_OFF, Bench, make, meter
 from fanoutfs.bench.epoch_read import DataSet, compare, read_epoch
 from fanoutfs.bench.heard import Heard
@@ -70,7 +70,6 @@ def _filled_cache(bench: Bench, data: DataSet) -> Iterator[Path]:
 def _cold(bench: Bench, data: DataSet, cache: Path) -> Measure:
     report, options = bench.report, bench.options
     found = report.measure(f"cold epoch from the local cache, {data}, {options.loaders} loaders", "files/s")
-    off = features.push_off()
     peers: list[Peer] = []
     if bench.takes_part(REFERENCE):
         peers.append(Ext4(bench.lab.source))
@@ -80,11 +79,9 @@ def _cold(bench: Bench, data: DataSet, cache: Path) -> Measure:
         for peer in peers:
             report.not_run(found, peer.name, "not run: only root can drop the page cache")
         return found
-    if bench.takes_part(SUBJECT) and off is not None:
-        silent = bench.fanoutfs(bench.lab.bucket, off, cache)
+    if bench.takes_part(SUBJECT):
+        silent = bench.fanoutfs(bench.lab.bucket, ("--push-memory=0",), cache)
         peers.append(Fanoutfs(silent.bucket, silent.settings, PUSH_OFF, silent.log, cache))
-    elif bench.takes_part(SUBJECT):
-        report.not_run(found, PUSH_OFF, "not run: this build has no push to switch off")
     race = Race(report)
     fetched = 0
     for turn in range(options.runs):

@@ -10,11 +10,13 @@ that the benchmark ends, and are compared by rate.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from fanoutfs.bench import direct, features
+import fanoutfs
+from fanoutfs.bench import direct
 from fanoutfs.bench.cpu import Meter
 from fanoutfs.bench.data import Bucket
 from fanoutfs.bench.delay import Distance, Once, at_distance, once_of
@@ -87,7 +89,7 @@ def measure(bench: Bench) -> None:
 
 def _order_round(bench: Bench, data: DataSet, distance: Distance, order: _Order, race: Race, turn: int) -> None:
     report = bench.report
-    announce = features.announcer() if order.name == ANNOUNCED else None
+    announce = _announce if order.name == ANNOUNCED else None
     for peer, files in _peers(bench, distance.bucket):
         row = peer.name if files == data.files else f"{peer.name} ({files:,} files)"
         if not race.has(row):
@@ -95,15 +97,16 @@ def _order_round(bench: Bench, data: DataSet, distance: Distance, order: _Order,
         if order.name == ANNOUNCED and peer.name != SUBJECT:
             report.not_run(order.measure, row, f"it cannot be told an order: see {SHUFFLED!r}")
             continue
-        if order.name == ANNOUNCED and announce is None:
-            report.not_run(order.measure, row, "not run: this build cannot be told an order")
-            continue
         seed = None if order.name == LISTED else turn
         epoch = replace(bench.epoch(data.first(files)), seed=seed, announce=announce)
         with race.attempt(row, f"first epoch, {order.name}, run {turn + 1}", order.measure):
             once = _mounted_round(bench, distance, order, peer, row, epoch)
             if peer.name == SUBJECT:
                 order.seen.append(once)
+
+
+def _announce(paths: Sequence[str], mountpoint: Path) -> None:
+    fanoutfs.announce(paths, mount=mountpoint)
 
 
 def _peers(bench: Bench, bucket: Bucket) -> list[tuple[Peer, int]]:

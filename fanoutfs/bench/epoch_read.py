@@ -15,13 +15,12 @@ import os
 import random
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from fanoutfs.bench import load
-from fanoutfs.bench.features import Announce
 
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC
 _PHASES: Final = struct.Struct("=2d")  # seconds of listing, seconds of announcing
@@ -57,7 +56,7 @@ class Epoch:
     loaders: int
     batch: int
     seed: int | None = None
-    announce: Announce | None = None
+    announce: Callable[[Sequence[str], Path], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from fanoutfs.bench import features, machine
+from fanoutfs.bench import machine
 from fanoutfs.bench.data import upload
 from fanoutfs.bench.delay import Distance, at_distance
 from fanoutfs.bench.epoch_parts import Bench, meter
@@ -49,7 +49,6 @@ class Trained:
     bytes_read: int
     seconds: float
     listing_s: float
-    announcing_s: float
     cpu_s: float
 
 
@@ -81,8 +80,6 @@ def _bench(lab: Lab, report: Report, options: argparse.Namespace) -> None:
         size = upload(lab.source / IMAGES, names, lab.bucket, f"{IMAGES}/")
     report.note(f"{len(names):,} JPEGs of {size / len(names) / KIB:.0f} KiB on average, {size:,} bytes")
     report.note(f"fanoutfs: {bench.fanoutfs(lab.bucket).description}")
-    if features.announcer() is None:
-        report.note("this build cannot be told an order: nothing is announced")
     if options.quick:
         report.note("--quick: too small and too short for any figure to mean something")
     race = Race(report)

@@ -2,7 +2,7 @@
 
 `python -m fanoutfs.bench.training_job`: says "ready" when torch is loaded, then reads one JSON object a line, {"root",
 "workers", "batch", "seed", "mountpoint"}, and answers with one: see training.Trained.  mountpoint: where the order is
-announced; null: nowhere.
+announced, by fanoutfs.torch; null: nowhere.
 
 The clock runs over everything an epoch of a job has: listing the classes, shuffling, announcing, starting the workers,
 reading (os.open, os.read, os.close), decoding to RGB, scaling to 224 x 224, collating.
@@ -13,15 +13,14 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, RandomSampler
 
-from fanoutfs.bench import features
 from fanoutfs.bench.epoch_read import list_files
+from fanoutfs.torch import AnnouncingSampler
 
 _INPUT_SIZE: Final = (224, 224)
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC
@@ -54,14 +53,11 @@ def train(order: dict[str, Any]) -> dict[str, float]:
     cpu_before, started = os.times(), time.monotonic()
     images = Images(order["root"])
     generator = torch.Generator().manual_seed(order["seed"])
-    indices = list(RandomSampler(images, generator=generator))
     listed = time.monotonic()
-    announce = features.announcer()
-    if announce is not None and order["mountpoint"]:
-        announce([os.fsdecode(images.paths[index]) for index in indices], Path(order["mountpoint"]))
-    announced = time.monotonic()
-    # A list of indices is a sampler: what is read is what was announced.
-    loader = DataLoader(images, batch_size=order["batch"], sampler=indices, num_workers=order["workers"])
+    sampler: Any = RandomSampler(images, generator=generator)
+    if order["mountpoint"]:
+        sampler = AnnouncingSampler(sampler, images.paths, mount=order["mountpoint"])
+    loader = DataLoader(images, batch_size=order["batch"], sampler=sampler, num_workers=order["workers"])
     samples = size = 0
     for pixels, sizes in loader:
         samples += len(pixels)
@@ -73,7 +69,6 @@ def train(order: dict[str, Any]) -> dict[str, float]:
         "bytes_read": size,
         "seconds": seconds,
         "listing_s": listed - started,
-        "announcing_s": announced - listed,
         "cpu_s": sum(cpu),  # with the workers: they have been waited for
     }
 

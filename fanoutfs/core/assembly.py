@@ -217,11 +217,13 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
 
 def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
     config = base.config
+    push = Push(base.task.push, base.row)
     plans = Plans(
         reader=base.reader,
         filesystem=filesystem,
         fills=data.fills,
         small=base.volume.small,
+        push=push,
         window_bytes=min(config.plan_window, base.small_cache_bytes // 4),
         requests=config.requests,
         row=base.row,
@@ -238,9 +240,10 @@ def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
             sweep_bytes=base.small_cache_bytes // 4 if config.max_readahead else 0,
         ),
         plans=plans,
+        push=push,
         row=base.row,
     )
-    return Ahead(plans, prefetch, Push(base.task.push, base.row))
+    return Ahead(plans, prefetch, push)
 
 
 def _build_long_work(base: Base, names: Names, data: Data, nursery: trio.Nursery) -> LongWork:

@@ -133,7 +133,10 @@ class Fills:
         """Called when a reader has to wait for a small file; the flag: its fill was under way.  No checkpoint."""
         self.on_large_read: Callable[[Inode, int], None] = _ignore_read
         """Called when a reader of a large file comes to a part of it, with the end of what he reads.  No checkpoint."""
+        self.on_small_end: Callable[[], None] = _ignore_end
+        """Called when fills of small files have ended.  No checkpoint."""
         self._smalls = SmallFills(
+            on_end=self._note_small_end,
             nursery=nursery,
             backend=backend,
             small=small,
@@ -201,6 +204,13 @@ class Fills:
     def small_under_way(self) -> int:
         """Return how many small files are being fetched or wait for it."""
         return self._smalls.under_way
+
+    def _note_small_end(self) -> None:
+        self.on_small_end()
+
+    def is_small_under_way(self, ino: int) -> bool:
+        """Tell whether a small file is being fetched or waits for it."""
+        return self._smalls.is_filling(ino)
 
     def note_part_read(self, ino: int, part: int) -> None:
         """Take a front's word that a reader arrived at this part, and fetch ahead of it."""
@@ -433,6 +443,10 @@ class Fills:
 
 def _ignore_miss(_inode: Inode, _is_under_way: bool) -> None:
     """Prefetch nothing."""
+
+
+def _ignore_end() -> None:
+    """Push nothing."""
 
 
 def _ignore_read(_inode: Inode, _end: int) -> None:

@@ -1,4 +1,4 @@
-"""Passes on what fronts tell (wire.hints) to those who act on it.  Core, trio thread only.
+"""Passes on what fronts and the pusher tell (wire.hints) to those who act on it.  Core, trio thread only.
 
 The first packet is taken at once, what comes after it in rounds: fronts with little to do send a packet per READ, and
 to wake trio for each would cost as much as the answer.  Windows ahead of readers are wide enough for the pause.
@@ -28,6 +28,8 @@ class HintListeners:
     """Inodes in the order they were read."""
     listed: Callable[[Sequence[tuple[int, int]]], None]
     """Runs of entries that the kernel was given: (first inode, how many)."""
+    pushed: Sequence[Callable[[Sequence[tuple[int, int]]], None]]
+    """Runs of small files whose contents the kernel was given: (first inode, how many)."""
 
 
 async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
@@ -36,6 +38,7 @@ async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
         await trio.lowlevel.wait_readable(channel)
         small_reads: list[int] = []
         listed: list[tuple[int, int]] = []
+        pushed: list[tuple[int, int]] = []
         for _packet in range(_PACKETS):
             try:
                 packet = channel.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
@@ -48,12 +51,17 @@ async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
                     small_reads.append(hint.ino)
                 elif hint.kind is HintKind.LISTED:
                     listed.append((hint.ino, hint.part))
+                elif hint.kind is HintKind.PUSHED:
+                    pushed.append((hint.ino, hint.part))
                 elif hint.kind is HintKind.PART_READ:
                     listeners.part_read(hint.ino, hint.part)
                 elif hint.kind is HintKind.DIRECTORY_USED:
                     listeners.directory_used(hint.ino)
         if listed:
             listeners.listed(listed)
+        if pushed:
+            for note_pushed in listeners.pushed:
+                note_pushed(pushed)
         if small_reads:
             for note_reads in listeners.small_reads:
                 note_reads(small_reads)

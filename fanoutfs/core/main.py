@@ -182,6 +182,7 @@ def _start_background(core: Core, nursery: trio.Nursery) -> None:
         part_read=data.fills.note_part_read,
         small_reads=(ahead.prefetch.note_reads, ahead.push.note_reads),
         listed=ahead.push.note_listed,
+        pushed=(ahead.plans.note_pushed, ahead.prefetch.note_pushed),
     )
     background: dict[str, Callable[[], Awaitable[None]]] = {
         "strays": partial(collect_strays, volume.files, volume.environment, base.reader, data.space),
@@ -193,6 +194,8 @@ def _start_background(core: Core, nursery: trio.Nursery) -> None:
         "hints": partial(take_hints, task.hints, listeners),
         "dead readers": partial(_release_dead_readers, volume),
     }
+    if task.push is not None:
+        background["pushed"] = partial(take_hints, task.push, listeners)
     for name, run_it in background.items():
         nursery.start_soon(_kept_going, name, run_it, row)
     nursery.start_soon(_end_on_signal, nursery.cancel_scope)

@@ -17,10 +17,10 @@ from fanoutfs.index.operations import Change, ChangeKind
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
 from fanoutfs.wire.messages import encode_inc_epoch, encode_inval_entry, encode_inval_inode
+from fanoutfs.wire.relay import NOTIFY_OUTCOME_BYTES
 
 log = logging.getLogger(__name__)
 
-_OUTCOME_BYTES: Final = 4
 _EPOCH_ABOVE: Final = 20_000
 """More changed names than this are expired all at once (NOTIFY_INC_EPOCH), where the kernel can."""
 
@@ -81,7 +81,7 @@ class Notifier:
 
     async def run(self) -> None:
         """Take outcomes until the notifier process ends; the keeper then replaces this core as well."""
-        while packet := await self._channel.recv(_OUTCOME_BYTES):
+        while packet := await self._channel.recv(NOTIFY_OUTCOME_BYTES):
             self._finish(int.from_bytes(packet, "little"))
         while self._under_way:
             self._finish(errno.EIO)

@@ -5,13 +5,17 @@ A plan is a row of inode numbers, eight bytes each.  Its consumer is a job whose
 to `SLACK_FILES`; then they count as passed over.  What was fetched and not read yet stays within the window, counted
 in bytes, so that the fetch stops when the consumer does.
 
+Files that were *pushed* into the page cache are read without a sign of it.  A read further on vouches for those before
+it.  So that such a read comes while the window is full of them, a file is left out of the push now and then.
+
 A reader who comes for a file that lies further on has skipped: the plan goes on from there.  A file that occurs twice
 is fetched twice only if the cache lost it meanwhile.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Final
 
 SLACK_FILES: Final = 8192
@@ -20,6 +24,10 @@ _DROP_SLACK_FILES: Final = 64
 """Files behind the consumer that are not dropped: the first READ of a file tells of it, more may follow."""
 _AHEAD_FILES: Final = 65536
 """Files fetched and not read yet at most, whatever the window: each takes some 200 bytes of memory."""
+_SIGNS: Final = 4
+"""Files left out of the push per window, so that the window moves on in as many steps."""
+_PUSH_LEAD_FILES: Final = 64
+"""A push that was overtaken goes on so far ahead of its reader: beside him it would wait for each of his READs."""
 _SCAN_FILES: Final = 4096
 _LONG_SCAN_FILES: Final = 1 << 20
 _LONG_SCAN_EVERY: Final = 256
@@ -40,7 +48,8 @@ class Plan:
     """An order and how far it has come.
 
     edge: index of the next file to fetch; edge_part: of its parts, when it is large.  drop_edge: up to where files
-    behind the consumer were dropped again.  is_complete: the announcer has said everything.
+    behind the consumer were dropped again.  push_edge: of the next file to push.  is_complete: the announcer has said
+    everything.
     """
 
     number: int
@@ -53,12 +62,17 @@ class Plan:
     edge: int = 0
     edge_part: int = 0
     drop_edge: int = 0
+    push_edge: int = 0
     ahead: dict[int, _Ahead] = field(default_factory=dict)
     ahead_bytes: int = 0
     used_bytes: int = 0
     wasted_bytes: int = 0
     unexpected: int = 0
     _told: tuple[int, int] = (0, 0)
+    _silent_bytes: int = 0
+    """To be pushed since the last file that was left out."""
+    _pushed: list[tuple[int, int]] = field(default_factory=list)
+    """A heap of (index, inode): in the page cache, and nobody is known to have read further on."""
 
     @property
     def is_over(self) -> bool:
@@ -106,6 +120,47 @@ class Plan:
         self._move_to(index + 1)
         return True
 
+    def take_ready(self, is_under_way: Callable[[int], bool]) -> list[int]:
+        """Return the files to be pushed, up to the first one under way, and go past them."""
+        if self.push_edge < self.position:
+            self.push_edge = self.position + min(_PUSH_LEAD_FILES, (self.edge - self.position) // 2)
+        ready: list[int] = []
+        while self.push_edge < self.edge:
+            ino = self.inos[self.push_edge]
+            file = self.ahead.get(ino)
+            if file is not None:
+                if is_under_way(ino):
+                    break
+                self._silent_bytes += file.fetched_bytes
+                is_last = self.push_edge + 1 == len(self.inos)
+                if is_last or _SIGNS * self._silent_bytes > self.window_bytes:
+                    self._silent_bytes = 0
+                else:
+                    ready.append(ino)
+            self.push_edge += 1
+        return ready
+
+    def note_pushed(self, inos: Iterable[int]) -> bool:
+        """Note that files are in the page cache; tell whether some count as read."""
+        for ino in inos:
+            file = self.ahead.get(ino)
+            if file is not None:
+                heappush(self._pushed, (file.index, ino))
+        return self._take_vouched()
+
+    def _take_vouched(self) -> bool:
+        """Take what was pushed and lies before the position as read."""
+        is_any = False
+        while self._pushed and self._pushed[0][0] < self.position:
+            index, ino = heappop(self._pushed)
+            file = self.ahead.get(ino)
+            if file is not None and file.index == index:
+                del self.ahead[ino]
+                self.ahead_bytes -= file.fetched_bytes
+                self.used_bytes += file.fetched_bytes
+                is_any = True
+        return is_any
+
     def note_part_read(self, ino: int, read_bytes: int, size_bytes: int) -> bool:
         """Note that a large file was read up to here; tell whether it is one of this plan."""
         found = self.ahead.get(ino)
@@ -127,6 +182,7 @@ class Plan:
         """Forget what was fetched and not read: it was wasted, as far as this plan goes."""
         self.wasted_bytes += self.ahead_bytes
         self.ahead.clear()
+        self._pushed.clear()
         self.ahead_bytes = 0
 
     def take_learnt(self) -> tuple[int, int]:
@@ -153,6 +209,7 @@ class Plan:
         self.position = max(self.position, position)
         if self.edge < self.position:
             self.edge, self.edge_part = self.position, 0
+        self._take_vouched()
         oldest = next(iter(self.ahead.values()), None)
         if oldest is None or oldest.index >= self.position - SLACK_FILES:
             return

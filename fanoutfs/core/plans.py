@@ -11,11 +11,13 @@ Core, trio thread only.  `plan` decides, this module moves.
   next epoch announces itself anew.
 * When the small store begins to evict, the cache is smaller than the data set: from then on files behind the consumer
   are dropped, first read first, as room for those ahead.  Parts of large files ahead are spared from eviction.
+* Small files that have arrived are handed to the pusher, in the order of the plan.  A file it has pushed counts as read
+  once one further on is.
 """
 
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -25,6 +27,7 @@ from fanoutfs.core.control import Command
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.plan import Plan
+from fanoutfs.core.push import Push
 from fanoutfs.errors import DatabaseError, FanoutError, UsageError
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
@@ -55,6 +58,7 @@ class Plans:
         filesystem: FileSystem,
         fills: Fills,
         small: SmallStore,
+        push: Push,
         window_bytes: int,
         requests: int,
         row: memoryview,
@@ -63,6 +67,7 @@ class Plans:
         self._filesystem = filesystem
         self._fills = fills
         self._small = small
+        self._push = push
         self._window_bytes = window_bytes
         self._most_under_way = 4 * requests
         self._row = row
@@ -73,6 +78,8 @@ class Plans:
         self._is_full = False
         self._folders: dict[bytes, int] = {}
         fills.on_large_read = self.note_large_read
+        if push.is_active:
+            fills.on_small_end = self._push_ready
 
     # --- commands ----------------------------------------------------------------------------------------------
 
@@ -198,6 +205,19 @@ class Plans:
             self._wanted.set()
         return is_planned
 
+    def note_pushed(self, runs: Sequence[tuple[int, int]]) -> None:
+        """Note that the page cache answers for these small files: (first inode, how many)."""
+        for plan in self._plans.values():
+            for first, count in runs:
+                if plan.note_pushed(range(first, first + count)):
+                    self._count(plan)
+                    self._wanted.set()
+
+    def _push_ready(self) -> None:
+        """Have the pusher push what arrived."""
+        for plan in self._plans.values():
+            self._push.push_ahead(plan.take_ready(self._fills.is_small_under_way))
+
     def note_large_read(self, inode: Inode, end: int) -> None:
         """Note that a large file was read up to this offset, or that a reader arrived in the part which ends there."""
         for plan in self._plans.values():
@@ -229,6 +249,8 @@ class Plans:
                         await trio.sleep(_FULL_PAUSE_S)
                         continue
                     fetched = self._fetch_some(plan)
+                    if self._push.is_active:
+                        self._push_ready()  # (what was cached already)
                     await self._drop_behind(plan, fetched)
                     await trio.lowlevel.checkpoint()
 

@@ -3,7 +3,8 @@
 Core, trio thread only; no checkpoint anywhere: it walks a bounded number of index entries at a time.
 
 It learns of reads in two ways: fronts tell which cached files they served (hints, in batches, sometimes lost), and a
-reader that has to wait for a file passes through `Fills`.
+reader that has to wait for a file passes through `Fills`.  Of files in the page cache nobody tells when they are read,
+but the pusher which files it put there.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import Final
 
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.plans import Plans
+from fanoutfs.core.push import Push
 from fanoutfs.core.siblings import Run, Siblings
 from fanoutfs.index.format import DT_DIR, Inode
 from fanoutfs.index.reader import IndexReader
@@ -40,6 +42,7 @@ class Prefetch:
         requests: int,
         siblings: Siblings,
         plans: Plans,
+        push: Push,
         row: memoryview,
     ) -> None:
         self._reader = reader
@@ -48,6 +51,7 @@ class Prefetch:
         self._most_under_way = _QUEUED_SHARE * requests
         self._siblings = siblings
         self._plans = plans
+        self._push = push
         self._row = row
         fills.on_small_miss = self.note_miss
 
@@ -64,6 +68,7 @@ class Prefetch:
 
     def note_miss(self, inode: Inode, is_under_way: bool) -> None:
         """Note that a reader waits for a file.  is_under_way: it was being fetched already."""
+        self._push.note_reads([inode.ino])
         if self._plans.note_read(inode.ino, is_missing=True):
             return
         if is_under_way:
@@ -75,6 +80,16 @@ class Prefetch:
             run = self._siblings.note_miss(directory + slash, inode.ino, raw_name, is_first=is_first)
         if run is not None:
             self._fetch_ahead([run])
+
+    def note_pushed(self, pushed: Sequence[tuple[int, int]]) -> None:
+        """Note that the page cache answers for these small files: (first inode, how many)."""
+        runs = {}
+        for first, count in pushed:
+            for ino in range(first, first + count):
+                run = self._siblings.note_pushed(ino)
+                if run is not None:
+                    runs[id(run)] = run
+        self._fetch_ahead(runs.values())
 
     def _fetch_ahead(self, runs: Iterable[Run]) -> None:
         for run in runs:

@@ -27,8 +27,13 @@ class Push:
             kind: deque() for kind in (HintKind.LISTED, HintKind.SMALL_READ, HintKind.PUSH_AHEAD)
         }
 
+    @property
+    def is_active(self) -> bool:
+        """Tell whether there is a pusher."""
+        return self._channel is not None
+
     def note_reads(self, inos: Sequence[int]) -> None:
-        """Fronts answered READs of these small files, in this order."""
+        """READs of these small files were sent, in this order."""
         self._send(HintKind.SMALL_READ, [(ino, 0) for ino in inos])
 
     def note_listed(self, runs: Sequence[tuple[int, int]]) -> None:
@@ -36,7 +41,7 @@ class Push:
         self._send(HintKind.LISTED, runs)
 
     def push_ahead(self, inos: Sequence[int]) -> None:
-        """These files will be read, in this order: push those that are in the store and that the kernel holds."""
+        """These files are in the store and will be read, in this order: push those whose entries the kernel has."""
         self._send(HintKind.PUSH_AHEAD, [(ino, 0) for ino in inos])
 
     def _send(self, kind: HintKind, items: Sequence[tuple[int, int]]) -> None:

@@ -11,11 +11,16 @@ Two habits of readers are recognised, per directory:
 
 What was fetched ahead is remembered until it is read (then it was useful), or passed over, forgotten, or found to have
 been evicted meanwhile (then it was wasted).  A reader who stops leaves at most a window behind him.
+
+Files in the page cache are read without a sign of it.  A run goes on over those that were cached before it came, as far
+as the push does: nothing was fetched for them.  What it fetched, and was pushed, counts as read once a file further on
+is; of a sweep, which has no order, at once.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Final
 
@@ -62,6 +67,8 @@ class Run:
     """Nothing is fetched any more: the end of the directory was reached, or it was not worth it."""
     ahead: OrderedDict[int, tuple[int, int]] = field(default_factory=OrderedDict)
     """Inode → (ordinal, bytes fetched) of files not read yet, in the order of ordinals."""
+    pushed: list[tuple[int, int]] = field(default_factory=list)
+    """A heap of (ordinal, inode): in the page cache, and nobody is known to have read further on."""
 
 
 @dataclass(eq=False, slots=True)
@@ -120,11 +127,34 @@ class Siblings:
         if run.is_sweep:
             return run
         run.position = max(run.position, ordinal + 1)
+        self._take_vouched(run)
         if is_late and run.position - run.grown_at >= run.window // 2:
             run.window = min(2 * run.window, self._max_files)
             run.grown_at = run.position
         self._give_up_behind(run)
         return None if run.has_ended else run
+
+    def note_pushed(self, ino: int) -> Run | None:
+        """Note that a file is in the page cache, and return its run if that may go on for it."""
+        run = self._owners.get(ino)
+        if run is None:
+            return None
+        ordinal, size_bytes = run.ahead[ino]
+        heappush(run.pushed, (ordinal, ino))
+        if not size_bytes:
+            run.position = max(run.position, ordinal + 1)
+        self._take_vouched(run)
+        return None if run.has_ended else run
+
+    def _take_vouched(self, run: Run) -> None:
+        """Take what was pushed and lies before the position as read."""
+        while run.pushed and (run.is_sweep or run.pushed[0][0] < run.position):
+            ordinal, ino = heappop(run.pushed)
+            if self._owners.get(ino) is run and run.ahead[ino][0] == ordinal:
+                del self._owners[ino]
+                self.learnt.used_bytes += self._take(run, ino)[1]
+                run.used += 1
+                self._directory(run.directory).reads += 1
 
     def note_miss(self, directory: str, ino: int, name: bytes, *, is_first: bool) -> Run | None:
         """Note that a file was read which nobody had fetched, and return the run that this begins or moves on.
@@ -180,6 +210,7 @@ class Siblings:
         run.edge, run.edge_ino = name, ino
         run.position = run.ordinal = run.ordinal + 1
         run.grown_at = run.position
+        self._take_vouched(run)
         self._runs.move_to_end(id(run))
         if len(run.ahead) > max(run.window // 2, _START_FILES):  # over most of it, not through it
             self._slow_down(run)

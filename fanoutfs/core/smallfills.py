@@ -23,7 +23,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
@@ -95,8 +95,10 @@ class SmallFills:
         admission: Admission,
         failures: RecentFailures,
         requests: int,
+        on_end: Callable[[], None],
         row: memoryview,
     ) -> None:
+        """on_end: called when fills have ended, once for all that end together.  No checkpoint."""
         self._nursery = nursery
         self._backend = backend
         self._small = small
@@ -104,6 +106,7 @@ class SmallFills:
         self._admission = admission
         self._failures = failures
         self._requests = requests
+        self._on_end = on_end
         self._row = row
         self._table: dict[int, SmallFill] = {}
         self._ready: list[SmallFill] = []
@@ -283,6 +286,7 @@ class SmallFills:
                     bump(self._row, Count.PREFETCH_BYTES, fill.size_bytes)
                 fill.error = error
                 fill.end()
+        self._on_end()
 
     def _note_failure(self, fill: SmallFill, error: FanoutError) -> None:
         if isinstance(error, CacheFullError):

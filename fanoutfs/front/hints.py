@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from fanoutfs.observe.catalog import Count
-from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_hints, encode_small_reads
+from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_hints, encode_small_reads, runs_of
 
 _TABLE: Final = 8192
 
@@ -59,16 +59,7 @@ class HintSender:
         """Tell that the kernel was given the entries of these files."""
         if not self._has_pusher:
             return
-        runs: list[tuple[int, int]] = []
-        first = end = 0
-        for ino in inos:
-            if ino != end:
-                if first:
-                    runs.append((first, end - first))
-                first = ino
-            end = ino + 1
-        if first:
-            runs.append((first, end - first))
+        runs = runs_of(inos)
         for at in range(0, len(runs), HINTS_PER_PACKET):
             self._send(encode_hints(HintKind.LISTED, runs[at : at + HINTS_PER_PACKET]))
 

@@ -9,8 +9,9 @@ import os
 import socket
 from typing import Final
 
+from fanoutfs.wire.relay import NOTIFY_OUTCOME_BYTES
+
 _MAX_MESSAGE: Final = 65536
-OUTCOME_BYTES: Final = 4
 
 
 def run(fuse_fd: int, channel: socket.socket) -> int:
@@ -22,7 +23,7 @@ def run(fuse_fd: int, channel: socket.socket) -> int:
                 os.write(fuse_fd, message)
             except OSError as error:
                 code = error.errno or 5
-            channel.send(code.to_bytes(OUTCOME_BYTES, "little"))
+            channel.send(code.to_bytes(NOTIFY_OUTCOME_BYTES, "little"))
     except ConnectionError:
         pass  # the core was killed with answers of ours unread: the end as well
     return 0

@@ -29,7 +29,7 @@ from fanoutfs.front.pushpolicy import PushPolicy
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import BUSY, PUSHER_ROW, SharedState
 from fanoutfs.records import MIB
-from fanoutfs.wire.hints import PACKET_BYTES, HintKind, decode_hints
+from fanoutfs.wire.hints import PACKET_BYTES, HintKind, decode_hints, encode_hints, runs_of
 from fanoutfs.wire.messages import encode_store_head
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Pusher:
             now_s = time.monotonic()
             self._look_at_memory(now_s)
             if batch := self._policy.next_batch(now_s):
-                self._mover.push(batch)
+                self._tell(self._mover.push(batch))
                 continue
             self._note_stall()
             poller.poll(self._pause_ms(now_s))
@@ -112,7 +112,17 @@ class Pusher:
                     self._policy.note_listed(hint.ino, hint.part, now_s)
                 elif hint.kind is HintKind.PUSH_AHEAD:
                     announced.append(hint.ino)
-            self._policy.announce(announced)
+            if announced:
+                self._policy.announce(announced, now_s)
+
+    def _tell(self, pushed: list[int]) -> None:
+        """Tell the core what needs no READ any more."""
+        if not pushed:
+            return
+        try:
+            self._channel.send(encode_hints(HintKind.PUSHED, runs_of(pushed)), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._row[Count.HINTS_DROPPED] += 1
 
     def _look_at_memory(self, now_s: float) -> None:
         limit_bytes = self._gauge.limit_bytes(now_s)
@@ -147,13 +157,15 @@ class Mover:
         self._row = row
         self._arena = memoryview(bytearray(_ARENA_BYTES))
 
-    def push(self, inos: list[int]) -> None:
-        """Push these files, as far as they are there, nobody read them meanwhile and they are no sentinels."""
+    def push(self, inos: list[int]) -> list[int]:
+        """Push these files, as far as they are there and no sentinels, and return which ones the kernel took."""
         at = 0
+        pushed: list[int] = []
         while at < len(inos):
             count, contents = self._copy(inos[at:])
             at += count
-            self._write(contents)
+            pushed += self._write(contents)
+        return pushed
 
     def _copy(self, inos: list[int]) -> tuple[int, list[tuple[int, memoryview]]]:
         """Copy contents until the arena is full; return how many numbers are dealt with, and the copies."""
@@ -164,31 +176,31 @@ class Mover:
         try:
             with self._small.begin() as txn:
                 for ino in inos:
-                    if policy.still_wanted(ino):
-                        try:
-                            content = self._small.get(txn, ino)
-                        except SmallMismatchError:
-                            content = None  # its reader will have it fetched again
-                        if content is None:
-                            policy.settle_absent(ino)
-                        else:
-                            size = len(content)
-                            if used and used + size > len(arena):
-                                break
-                            if size > len(arena):
-                                arena = self._arena = memoryview(bytearray(size))
-                            copy = arena[used : used + size]
-                            copy[:] = content
-                            contents.append((ino, copy))
-                            used += size
+                    try:
+                        content = self._small.get(txn, ino)
+                    except SmallMismatchError:
+                        content = None  # its reader will have it fetched again
+                    if content is None:
+                        policy.settle_absent(ino)
+                    else:
+                        size = len(content)
+                        if used and used + size > len(arena):
+                            break
+                        if size > len(arena):
+                            arena = self._arena = memoryview(bytearray(size))
+                        copy = arena[used : used + size]
+                        copy[:] = content
+                        contents.append((ino, copy))
+                        used += size
                     count += 1
         finally:
             self._row[BUSY] += 1
         return count, contents
 
-    def _write(self, contents: list[tuple[int, memoryview]]) -> None:
+    def _write(self, contents: list[tuple[int, memoryview]]) -> list[int]:
         policy, fd = self._policy, self._fd
-        pushed_files = pushed_bytes = refused = 0
+        pushed: list[int] = []
+        pushed_bytes = refused = 0
         for ino, content in contents:
             size = len(content)
             if policy.is_sentinel():
@@ -201,14 +213,15 @@ class Mover:
                     raise _UnmountedError from error
                 if error.errno != errno.ENOENT:
                     log.warning("push refused ino=%d: %s", ino, error)
-                policy.settle_absent(ino)
+                policy.settle_refused(ino, time.monotonic())
                 refused += 1
             else:
-                policy.settle_pushed(ino, size)
-                pushed_files += 1
+                policy.settle_pushed(size)
+                pushed.append(ino)
                 pushed_bytes += size
         row = self._row
-        row[Count.PUSHED_FILES] += pushed_files
+        row[Count.PUSHED_FILES] += len(pushed)
         row[Count.PUSHED_BYTES] += pushed_bytes
         row[Count.PUSHES_REFUSED] += refused
         row[Count.BLOCKS_VERIFIED] += len(contents)
+        return pushed

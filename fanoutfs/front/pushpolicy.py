@@ -6,6 +6,7 @@ the entries of: without an entry there is no inode to push to.
 
 Three sources, in this order: what the core announced; *cursors*, which run ahead of the places where files are read
 that were not pushed; the *sweep* over what was listed, in the order of listing, which also serves who reads at random.
+The latter two are guesses: while orders are announced, they leave half of the window free.
 
 A read of a pushed file is invisible.  Now and then a file is therefore left out of the push, as a *sentinel*: its
 READ vouches for the files pushed since the sentinel before it, in a sequence as in a shuffled order.
@@ -20,6 +21,7 @@ grow, and each time in a row that it was of no use, twice as many READs must com
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from heapq import heappop, heappush
 from typing import Final
 
 from fanoutfs.records import MIB
@@ -31,6 +33,8 @@ _MAX_CHUNKS: Final = 1 << 16
 """Four million files; the longest known are forgotten first."""
 _MAX_CURSORS: Final = 16
 _MAX_ANNOUNCED: Final = 1 << 16
+_ANNOUNCED_S: Final = 10.0
+"""For so long after it was last heard of, an announced order is taken to go on."""
 _FIRST_GAP: Final = 8
 """Files between sentinels.  Few at first, for an early sign; each gap is twice the one before."""
 _MAX_GAP: Final = 64
@@ -43,22 +47,29 @@ _EARNED_FILES: Final = 4
 _MIN_PATIENCE: Final = 64
 _MAX_STRIKES: Final = 10
 _MAX_LEAD: Final = 64
-_LISTED_PAUSE_S: Final = 0.01
-"""The front tells of a listing when it has answered; the reader's own process then enters it into the kernel."""
+_LISTED_PAUSES_S: Final = (0.01, 0.05, 0.25, 1.0)
+"""The front tells of a listing when it has answered; the reader's own process then enters it into the kernel, when it
+gets a processor.  A file the kernel does not hold yet is tried again, so often, after pauses that long."""
 _SETTLED_S: Final = 2.0
 """A READ of a file that was pushed this long before did not cross the push: the kernel gave its pages up."""
 
 
 class _Chunk:
-    """64 numbers in a row.  listed: the kernel has had their entries; done: pushed, left out or read, at `done_s`."""
+    """64 numbers in a row.
 
-    __slots__ = ("done", "done_s", "listed", "listed_s")
+    listed: the kernel has had their entries; done: pushed, left out or read, at `done_s`; absent: not in the store when
+    it was their turn.  due_s: not to be tried before; tries: since they were listed, the one to come included.
+    """
+
+    __slots__ = ("absent", "done", "done_s", "due_s", "listed", "tries")
 
     def __init__(self) -> None:
         self.listed = 0
+        self.absent = 0
         self.done = 0
         self.done_s = 0.0
-        self.listed_s = 0.0
+        self.due_s = 0.0
+        self.tries = 0
 
 
 class PushPolicy:
@@ -72,10 +83,11 @@ class PushPolicy:
         self._chance = chance
         self._chunks: OrderedDict[int, _Chunk] = OrderedDict()
         self._announced: deque[int] = deque(maxlen=_MAX_ANNOUNCED)
+        self._announced_s = -_ANNOUNCED_S
         self._cursors: OrderedDict[int, None] = OrderedDict()
-        self._sweep: deque[int] = deque()
-        self._taken: set[int] = set()
-        """Numbers handed out and not settled; who is read meanwhile leaves."""
+        self._sweep: deque[int] = deque(maxlen=_MAX_CHUNKS)
+        self._retries: list[tuple[float, int]] = []
+        """A heap of (when due, chunk).  A chunk put off once more has a later entry; the earlier one is no more due."""
         self._reclaimed_s = -1.0
         """What was done before has to be done again: the kernel dropped pages."""
         self._window = max(_MIN_WINDOW, limit_bytes // _FIRST_SHARE)
@@ -117,8 +129,11 @@ class PushPolicy:
             number, bit = divmod(first, _CHUNK)
             width = min(_CHUNK - bit, end - first)
             chunk = self._chunk(number)
-            chunk.listed |= ((1 << width) - 1) << bit
-            chunk.listed_s = now_s
+            entries = ((1 << width) - 1) << bit
+            chunk.listed |= entries
+            chunk.absent &= ~entries
+            chunk.tries = 0
+            self._put_off(chunk, now_s)
             if not self._sweep or self._sweep[-1] != number:
                 self._sweep.append(number)
             first += width
@@ -136,40 +151,41 @@ class PushPolicy:
             else:
                 # The push came too late: it must not run beside the reader.
                 self._lead = min(_MAX_LEAD, 2 * self._lead)
-                self._taken.discard(ino)
         else:
             self._missed()
         if chunk is not None:
             self._mark_done(chunk, 1 << bit, now_s)
             self._follow(number)
 
-    def announce(self, inos: Iterable[int]) -> None:
-        """These files will be read, in this order."""
+    def announce(self, inos: Iterable[int], now_s: float) -> None:
+        """These files are in the store and will be read, in this order."""
         self._announced.extend(inos)
+        self._announced_s = now_s
 
     # --- what the owner does -----------------------------------------------------------------------------------
 
     def next_batch(self, now_s: float) -> list[int]:
         """Return what to push next, in ascending order where nothing was announced; empty: nothing now.
 
-        Each number must be settled, or dropped, before long.
+        Each number is to be settled before the next call of anything else.
         """
         if self.is_stalled:
             return []
-        batch = self._take_announced(now_s) or self._take_at_cursor(now_s) or self._take_swept(now_s)
-        self._taken.update(batch)
-        return batch
+        if batch := self._take_announced(now_s):
+            return batch
+        if self._guess_pause_s(now_s):
+            return []
+        return self._take_at_cursor(now_s) or self._take_swept(now_s) or self._take_retried(now_s)
 
     def listed_pause_s(self, now_s: float) -> float | None:
         """Return after which time the sweep may go on; None: there is nothing to sweep."""
-        if not self._sweep or self.is_stalled:
+        if self.is_stalled:
             return None
-        chunk = self._chunks.get(self._sweep[0])
-        return 0.0 if chunk is None else max(0.0, chunk.listed_s + _LISTED_PAUSE_S - now_s)
-
-    def still_wanted(self, ino: int) -> bool:
-        """Tell whether a number handed out is still to be pushed: nobody has read it meanwhile."""
-        return ino in self._taken
+        due_s = [self._retries[0][0]] if self._retries else []
+        if self._sweep:
+            chunk = self._chunks.get(self._sweep[0])
+            due_s.append(now_s if chunk is None or chunk.tries > 1 else chunk.due_s)
+        return max(self._guess_pause_s(now_s), min(due_s) - now_s, 0.0) if due_s else None
 
     def is_sentinel(self) -> bool:
         """Tell whether the next file is to be left out.  Ask once for each file that could be pushed, in order."""
@@ -181,27 +197,38 @@ class PushPolicy:
         self._until_sentinel = self._chance.randint(self._gap // 2 + 1, self._gap + self._gap // 2)
         return True
 
-    def settle_pushed(self, ino: int, size_bytes: int) -> None:
-        """The file's pages are in the kernel."""
-        self._taken.discard(ino)
+    def settle_pushed(self, size_bytes: int) -> None:
+        """A file's pages are in the kernel."""
         self._mean_bytes += (size_bytes - self._mean_bytes) // 16
         self._open_bytes += size_bytes
         self._outstanding_bytes += size_bytes
 
     def settle_sentinel(self, ino: int) -> None:
         """The file was left out."""
-        if ino in self._taken and self._open_bytes:
-            self._vouched[ino] = self._open_bytes
+        if self._open_bytes:
+            # (The same file may have been left out before, in a directory read again and again.)
+            self._vouched[ino] = self._vouched.pop(ino, 0) + self._open_bytes
             self._open_bytes = 0
-        self._taken.discard(ino)
+
+    def settle_refused(self, ino: int, now_s: float) -> None:
+        """The kernel does not hold the file: not yet, or not any more."""
+        number = ino // _CHUNK
+        chunk = self._chunks.get(number)
+        if chunk is None or (now_s >= chunk.due_s and chunk.tries >= len(_LISTED_PAUSES_S)):
+            if chunk is not None:
+                chunk.listed &= ~(1 << ino % _CHUNK)
+            return
+        chunk.done &= ~(1 << ino % _CHUNK)
+        if now_s >= chunk.due_s:  # else another file of the chunk was refused a moment ago
+            self._put_off(chunk, now_s)
+            heappush(self._retries, (chunk.due_s, number))
 
     def settle_absent(self, ino: int) -> None:
-        """The file is not in the store, or the kernel does not hold it: not to be tried before it is listed again."""
-        self._taken.discard(ino)
+        """The file is not in the store: not to be tried before it is announced, or listed again."""
         chunk = self._chunks.get(ino // _CHUNK)
         if chunk is not None:
             bit = 1 << ino % _CHUNK
-            chunk.listed &= ~bit
+            chunk.absent |= bit
             chunk.done &= ~bit
 
     # --- windows -----------------------------------------------------------------------------------------------
@@ -254,10 +281,14 @@ class PushPolicy:
                 self._chunks.popitem(last=False)
         return chunk
 
+    def _put_off(self, chunk: _Chunk, now_s: float) -> None:
+        chunk.due_s = now_s + _LISTED_PAUSES_S[chunk.tries]
+        chunk.tries += 1
+
     def _left(self, number: int) -> int:
-        """Return the bits of a chunk that are listed and not done."""
+        """Return the bits of a chunk that are listed, not done and not known to be absent."""
         chunk = self._chunks.get(number)
-        return 0 if chunk is None else chunk.listed & ~self._done(chunk)
+        return 0 if chunk is None else chunk.listed & ~self._done(chunk) & ~chunk.absent
 
     def _done(self, chunk: _Chunk) -> int:
         return chunk.done if chunk.done_s > self._reclaimed_s else 0
@@ -278,14 +309,22 @@ class PushPolicy:
         if len(self._cursors) > _MAX_CURSORS:
             self._cursors.popitem(last=False)
 
+    def _guess_pause_s(self, now_s: float) -> float:
+        """Return for how long nothing is to be pushed that was not announced."""
+        if 2 * self._outstanding_bytes < self.window_bytes:
+            return 0.0
+        return max(0.0, self._announced_s + _ANNOUNCED_S - now_s)
+
     def _take_announced(self, now_s: float) -> list[int]:
         batch: list[int] = []
         while self._announced and len(batch) < BATCH:
             ino = self._announced.popleft()
-            if ino in self._taken:
-                continue
-            self._mark_done(self._chunk(ino // _CHUNK), 1 << ino % _CHUNK, now_s)
-            batch.append(ino)
+            number, bit = divmod(ino, _CHUNK)
+            chunk = self._chunks.get(number)
+            if chunk is not None and chunk.listed & ~self._done(chunk) & 1 << bit:
+                chunk.absent &= ~(1 << bit)
+                self._mark_done(chunk, 1 << bit, now_s)
+                batch.append(ino)
         return batch
 
     def _take_at_cursor(self, now_s: float) -> list[int]:
@@ -304,17 +343,26 @@ class PushPolicy:
     def _take_swept(self, now_s: float) -> list[int]:
         while self._sweep:
             chunk = self._chunks.get(self._sweep[0])
-            if chunk is not None and now_s - chunk.listed_s < _LISTED_PAUSE_S:
+            if chunk is not None and chunk.tries == 1 and now_s < chunk.due_s:
                 return []
             batch = self._take(self._sweep[0], now_s)
             if batch:
                 return batch
-            self._sweep.popleft()
+            self._sweep.popleft()  # done with, or among the retries
+        return []
+
+    def _take_retried(self, now_s: float) -> list[int]:
+        while self._retries and self._retries[0][0] <= now_s:
+            batch = self._take(self._retries[0][1], now_s)
+            if batch:
+                return batch
+            heappop(self._retries)
         return []
 
     def _take(self, number: int, now_s: float) -> list[int]:
-        """Take up to a batch of a chunk that is listed and not done."""
-        bits = self._left(number)
+        """Take up to a batch of a chunk that is listed, not put off and not done."""
+        chunk = self._chunks.get(number)
+        bits = self._left(number) if chunk is not None and now_s >= chunk.due_s else 0
         taken = 0
         batch: list[int] = []
         while bits and len(batch) < BATCH:

@@ -1,6 +1,7 @@
-"""What fronts tell the core, and the core the pusher, without waiting for an answer: SOCK_SEQPACKET packets of hints.
+"""Hints: what fronts tell the core, and the core and the pusher each other, without waiting for an answer.
 
-A hint may be lost (a full socket drops it); nothing may depend on its arrival but speed and the freshness period.
+They travel in packets (SOCK_SEQPACKET).  A hint may be lost (a full socket drops it); nothing may depend on its arrival
+but speed and the freshness period.
 """
 
 import struct
@@ -24,11 +25,12 @@ class HintKind(IntEnum):
     SMALL_READ = 3  # a small file was read from its beginning, and the store had it
     LISTED = 4  # the kernel was given the entries of `part` files, numbered from this inode on
     PUSH_AHEAD = 5  # core to pusher: this file will be read, the ones before it sooner
+    PUSHED = 6  # pusher to core: `part` files, numbered from this inode on, are in the page cache
 
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """One hint.  part: index of the 8 MiB part, or how many files were listed, else 0."""
+    """One hint.  part: index of the 8 MiB part, or how many files were listed or pushed, else 0."""
 
     kind: HintKind
     ino: int
@@ -42,6 +44,21 @@ class Hint:
 def encode_hints(kind: HintKind, items: Iterable[tuple[int, int]]) -> bytes:
     """Return the packet that carries these (inode, part), at most HINTS_PER_PACKET of them, in this order."""
     return b"".join([_HINT.pack(kind, part, ino) for ino, part in items])
+
+
+def runs_of(inos: Iterable[int]) -> list[tuple[int, int]]:
+    """Return numbers as (first, how many) of those in a row, in this order."""
+    runs: list[tuple[int, int]] = []
+    first = end = 0
+    for ino in inos:
+        if ino != end:
+            if first:
+                runs.append((first, end - first))
+            first = ino
+        end = ino + 1
+    if first:
+        runs.append((first, end - first))
+    return runs
 
 
 def encode_small_reads(inos: Iterable[int]) -> bytes:

@@ -1,6 +1,5 @@
 """Encode answers and notifications, decode INIT.  Pure functions over bytes."""
 
-import errno
 from dataclasses import dataclass
 from typing import Final
 
@@ -144,13 +143,6 @@ def describe_request(packet: bytes | memoryview) -> str:
     length, opcode, unique, nodeid, _uid, _gid, pid, _ext, _pad = IN_HEADER.unpack_from(packet)
     name = Opcode(opcode).name if opcode in Opcode._value2member_map_ else str(opcode)
     return f"{name} unique={unique:#x} node={nodeid} pid={pid} len={length}"
-
-
-def describe_answer(packet: bytes) -> str:
-    """Return one line for logs: unique, errno name or ok, length."""
-    length, error, unique = OUT_HEADER.unpack_from(packet)
-    outcome = "ok" if error == 0 else errno.errorcode.get(-error, str(error))
-    return f"{outcome} unique={unique:#x} len={length}"
 
 
 assert ATTR_SIZE == 88  # noqa: S101 - the stored records rely on it

@@ -45,6 +45,9 @@ class Outcome(IntEnum):
 # outcome u8, padding, scratch slot u32, length u32, padding, mark the slot had when it was filled u64
 DONE: Final = struct.Struct("<B3xII4xQ")
 
+NOTIFY_OUTCOME_BYTES: Final = 4
+"""What the notifier process answers for each notification: an errno, little-endian, 0 for success."""
+
 
 def make_intent(verb: Verb, ino: int) -> int:
     """Return the fh that asks for this."""

@@ -20,6 +20,7 @@ _MS_REMOUNT: Final = 32
 _IS_X86: Final = platform.machine() == "x86_64"
 _SYS_GETDENTS64: Final = 217 if _IS_X86 else 61
 _SYS_OPENAT2: Final = 437
+_SYS_PIDFD_GETFD: Final = 438
 
 RESOLVE_NO_XDEV: Final = 1
 RESOLVE_NO_SYMLINKS: Final = 4
@@ -75,6 +76,11 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
 def readahead(fd: int, offset: int, count: int) -> None:
     """Read a range into the page cache: readahead(2)."""
     _checked(_libc.readahead(fd, ctypes.c_int64(offset), ctypes.c_size_t(count)))
+
+
+def duplicate_from(pidfd: int, fd: int) -> int:
+    """Return a duplicate of another process's descriptor: pidfd_getfd(2)."""
+    return _checked(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, fd, 0))
 
 
 def statx(path: Path, flags: int, mask: int) -> tuple[int, int, int]:

@@ -28,6 +28,7 @@ from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
+from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
@@ -248,6 +249,7 @@ async def running_core(
                     op_timeout_s=op_timeout_s,
                     row=row,
                 )
+                push = Push(None, row)
                 plans = Plans(
                     reader=reader,
                     filesystem=FileSystem(
@@ -262,6 +264,7 @@ async def running_core(
                     ),
                     fills=fills,
                     small=small,
+                    push=push,
                     window_bytes=plan_window_bytes,
                     requests=requests,
                     row=row,
@@ -275,6 +278,7 @@ async def running_core(
                     requests=requests,
                     siblings=Siblings(sibling_files, MIB, MIB),
                     plans=plans,
+                    push=push,
                     row=row,
                 )
                 yield Rig(

@@ -70,6 +70,55 @@ def test_consumer_who_skips_very_far_is_followed_after_a_while() -> None:
     assert any(plan.note_read(ino, is_missing=True) for ino in range(400_001, 400_300))
 
 
+def push(plan: Plan, under_way: int = -1) -> list[int]:
+    """Push what is ready, and return it."""
+    ready = plan.take_ready(lambda ino: ino == under_way)
+    plan.note_pushed(ready)
+    return ready
+
+
+def test_ready_files_are_pushed_in_order_up_to_the_first_one_under_way() -> None:
+    order = random.Random(1).sample(range(1000), 1000)
+    plan = make_plan(order, window_files=50)
+    fetch(plan, set())
+    assert push(plan, under_way=order[10]) == order[:10]
+    assert push(plan, under_way=order[10]) == []
+    assert push(plan) == [ino for ino in order[10:50] if ino not in (order[12], order[25], order[38])]
+
+
+def test_consumer_who_reads_the_page_cache_is_followed_by_what_was_left_out() -> None:
+    plan, cached = make_plan(list(range(1000)), window_files=20), set[int]()
+    pushed = set[int]()
+    late = 0
+    for ino in range(1000):
+        fetch(plan, cached)
+        pushed |= set(push(plan))
+        late += ino not in cached
+        if ino not in pushed:
+            assert plan.note_read(ino, is_missing=ino not in cached)
+    assert late == 0
+    assert len(pushed) > 800
+    assert plan.is_over
+    assert (plan.used_bytes, plan.wasted_bytes, plan.ahead_bytes) == (1000 * SIZE, 0, 0)
+
+
+def test_pushed_file_counts_as_read_however_late_the_core_hears_of_it() -> None:
+    plan = make_plan(list(range(100)))
+    fetch(plan, set())
+    assert plan.note_read(20, is_missing=False)
+    assert plan.note_pushed(range(20))
+    assert not plan.note_pushed(range(20, 40))
+    assert plan.ahead_bytes == 29 * SIZE
+
+
+def test_push_that_was_overtaken_goes_on_ahead_of_the_consumer() -> None:
+    plan = make_plan(list(range(1000)), window_files=50)
+    fetch(plan, set())
+    assert push(plan, under_way=5) == [0, 1, 2, 3, 4]
+    assert plan.note_read(9, is_missing=False)
+    assert push(plan)[0] == 30
+
+
 @pytest.mark.parametrize("is_missing", [False, True])
 def test_file_that_is_not_in_the_plan_is_not_claimed(is_missing: bool) -> None:
     plan = make_plan(list(range(100)))

@@ -162,20 +162,58 @@ def test_sweep_ends_when_its_files_are_evicted_before_they_are_read() -> None:
     assert world.wasted_bytes > 0
 
 
+def test_run_goes_on_over_cached_files_as_far_as_the_push_does() -> None:
+    world = World(2000)
+    world.cached = set(range(30, 1500))
+    for index in range(30):
+        world.read(index)
+    (run,) = world.siblings._runs.values()
+    while pushed := [ino for ino, (_ordinal, size_bytes) in run.ahead.items() if not size_bytes]:
+        for ino in pushed:
+            if world.siblings.note_pushed(ino) is run:
+                world.extend(run)
+    assert run.edge_ino - BASE >= 1500, "what comes behind the cached files is being fetched"
+    assert world.misses < 5
+
+
+def test_pushed_files_count_as_used_once_one_further_on_is_read() -> None:
+    world = World(2000)
+    for index in range(100):
+        world.read(index)
+    siblings = world.siblings
+    (run,) = siblings._runs.values()
+    ahead_bytes = run.ahead_bytes
+    for index in range(100, 103):
+        siblings.note_pushed(BASE + index)
+    assert run.ahead_bytes == ahead_bytes
+    world.read(103)
+    assert world.used_bytes == (len(world.fetched) - len(run.ahead)) * SIZE
+    assert not siblings.is_ahead(BASE + 100)
+    for index in range(104, 1000, 2):  # every other file from the page cache
+        siblings.note_pushed(BASE + index)
+        world.read(index + 1)
+    assert world.wasted_bytes == 0
+    assert world.misses < 10
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     reads=st.lists(st.integers(0, 400), max_size=300),
     max_files=st.integers(1, 64),
     evictions=st.sets(st.integers(0, 299)),
+    pushes=st.lists(st.integers(0, 400), min_size=1),
 )
-@example(reads=[0, 0], max_files=1, evictions={1})  # a second run fetches what the first one lost unread
-def test_books_balance_whatever_is_read(reads: list[int], max_files: int, evictions: set[int]) -> None:
+@example(reads=[0, 0], max_files=1, evictions={1}, pushes=[9])  # a second run fetches what the first one lost unread
+def test_books_balance_whatever_is_read_and_pushed(
+    reads: list[int], max_files: int, evictions: set[int], pushes: list[int]
+) -> None:
     world = World(401, max_files=max_files)
     for number, index in enumerate(reads):
         if number in evictions:
             world.cached.clear()
-        world.read(index)
         siblings = world.siblings
+        siblings.note_pushed(BASE + pushes[number % len(pushes)])
+        world.read(index)
         runs = list(siblings._runs.values())
         assert sum(len(run.ahead) for run in runs) == len(siblings._owners)
         assert all(run.ahead_bytes == sum(size for _at, size in run.ahead.values()) for run in runs)
