@@ -173,6 +173,7 @@ def test_small_store_of_another_boot_is_dropped_after_a_crash(
     expected = fill_cache(bucket, mount, 0)
     mount.start()
     check_all(mount, expected)
+    mount.wait_for_fills()  # readers have the bytes before the disk has
     volume = mount.volume()
     os.kill(status_of(mount)["keeper_pid"], signal.SIGKILL)
     wait_until(lambda: not processes_of(mount.path.parent), "every process is gone")

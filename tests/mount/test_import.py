@@ -11,7 +11,7 @@ import pytest
 
 from fanoutfs.cli.client import call
 from tests.mount import kernel
-from tests.support.mounts import COMMAND, Mount, run_command, wait_until
+from tests.support.mounts import COMMAND, INTERRUPTIBLE, Mount, run_command, wait_until
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket
 
@@ -134,7 +134,9 @@ def test_import_survives_a_new_core(bucket: Bucket, proxy: Proxy, mount: Mount) 
 def test_ctrl_c_stops_the_import_and_says_how_to_go_on(bucket: Bucket, proxy: Proxy, mount: Mount) -> None:
     fill(bucket, [f"flat/{number:05d}" for number in range(2500)])
     proxy.set_latency(1000)
-    command = subprocess.Popen([*COMMAND, "import", str(mount.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = subprocess.Popen(
+        [*INTERRUPTIBLE, "import", str(mount.path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         wait_until(lambda: proxy.stats()["under_way"], "a page is asked for")
         command.send_signal(signal.SIGINT)

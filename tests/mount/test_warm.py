@@ -11,7 +11,7 @@ import pytest
 from fanoutfs.records import MIB
 from tests.mount import kernel
 from tests.mount.test_import import fill
-from tests.support.mounts import COMMAND, Mount, run_command, wait_until
+from tests.support.mounts import COMMAND, INTERRUPTIBLE, Mount, run_command, wait_until
 from tests.support.proxy_client import Proxy, Request
 from tests.support.servers import Bucket
 
@@ -92,7 +92,7 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(proxy: Proxy, mount: Mount) -
     assert run_command("warm", str(mount.path / "data/b")).returncode == 0
     before = fetched(proxy)
     proxy.set_latency(2000)
-    command = subprocess.Popen([*COMMAND, "warm", str(mount.path / "data/a")], stderr=subprocess.PIPE)
+    command = subprocess.Popen([*INTERRUPTIBLE, "warm", str(mount.path / "data/a")], stderr=subprocess.PIPE)
     try:
         wait_until(lambda: proxy.stats()["under_way"], "a file is asked for")
         command.send_signal(signal.SIGINT)

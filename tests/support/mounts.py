@@ -19,6 +19,8 @@ from fanoutfs.cli.client import call
 from fanoutfs.keeper.mountinfo import find_mount
 
 COMMAND = (sys.executable, "-m", "fanoutfs")
+INTERRUPTIBLE = ("env", "--default-signal=INT", *COMMAND)
+"""As from a terminal: who runs the tests in the background of a script has SIGINT ignored, and hands that on."""
 COMMAND_TIMEOUT_S = 60.0
 
 
