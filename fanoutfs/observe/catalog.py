@@ -64,6 +64,14 @@ class Count(IntEnum):
     PUSH_STOPS_PRESSURE = NAMED_BASE + 40
     SENTINELS_READ = NAMED_BASE + 41
     SENTINELS_UNREAD = NAMED_BASE + 42
+    BACKEND_PUTS = NAMED_BASE + 43
+    BACKEND_PUT_NS = NAMED_BASE + 44
+    BACKEND_COPIES = NAMED_BASE + 45
+    BACKEND_COPY_NS = NAMED_BASE + 46
+    BACKEND_DELETES = NAMED_BASE + 47
+    BACKEND_DELETE_NS = NAMED_BASE + 48
+    BACKEND_SENT_BYTES = NAMED_BASE + 49
+    BACKEND_CONFLICTS = NAMED_BASE + 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +134,14 @@ METRICS: Final = (
     Metric(Count.SENTINELS_READ, "1", "files left out of a push that were read: their neighbours count as read, too"),
     Metric(Count.SENTINELS_UNREAD, "1", "files left out of a push that nobody read: their neighbours count as wasted"),
     Metric(Count.ORPHANS_FREED, "1", "replaced or deleted inodes freed after the kernel forgot them"),
+    Metric(Count.BACKEND_PUTS, "1", "requests that put an object or a part, retries included"),
+    Metric(Count.BACKEND_PUT_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_COPIES, "1", "requests that copied an object or a part inside the store, retries included"),
+    Metric(Count.BACKEND_COPY_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_DELETES, "1", "requests that deleted objects, retries included"),
+    Metric(Count.BACKEND_DELETE_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_SENT_BYTES, "bytes", "object data sent to the backend"),
+    Metric(Count.BACKEND_CONFLICTS, "1", "changes the backend refused: the object was not what was expected"),
 )
 
 
