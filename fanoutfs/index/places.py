@@ -35,7 +35,7 @@ class Places:
         self._root_prefix = root_prefix
         self.records = records
         self.inode = inode
-        self._child = child
+        self.child = child
 
     @classmethod
     def of_reader(cls, reader: IndexReader, txn: lmdb.Transaction, root_prefix: str) -> "Places":
@@ -66,7 +66,7 @@ class Places:
         if inode is None or not inode.key or inode.is_dir:
             return None
         parent, name = self._above(inode.key)
-        return (parent, name) if parent is not None and self._child(parent, name) == ino else None
+        return (parent, name) if parent is not None and self.child(parent, name) == ino else None
 
     def key(self, ino: int) -> str | None:
         """Return the key that belongs to an inode's place (a directory's ends with "/"); None: no name leads there."""
@@ -120,5 +120,5 @@ class Places:
         at: int | None = start
         for part in path.split("/"):
             if part and at is not None:
-                at = self._child(at, part.encode("utf-8", "surrogateescape"))
+                at = self.child(at, part.encode("utf-8", "surrogateescape"))
         return at

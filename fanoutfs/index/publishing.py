@@ -246,7 +246,8 @@ class DropDirty:
 class NoteConflict:
     """Give what was changed here a name of its own and let the old one lead to the foreign object.
 
-    Returns the changes for the kernel; none when the inode is not at `key` any more.
+    ino: the inode, or the cookie of a further name of one.  Returns the changes for the kernel; none when it is not at
+    `key` any more.
     """
 
     ino: int
@@ -259,15 +260,18 @@ class NoteConflict:
 
     def apply(self, txn: IndexTransaction) -> list[Change]:
         places = Places.of_transaction(txn, self.root_prefix)
-        inode = txn.inode(self.ino)
         place = places.place(self.ino)
-        if inode is None or place is None or places.key(self.ino) != self.key:
+        known = None if place is None else txn.entry(*place)
+        inode = None if known is None else txn.inode(known[0])
+        if place is None or inode is None or places.key(self.ino) != self.key:
             return []
         parent, name = place
+        is_link = inode.ino != self.ino
         txn.delete_entry(parent, name)
-        txn.put_entry(parent, self.name, inode)
+        txn.put_entry(parent, self.name, inode, self.ino if is_link else 0)
         txn.changed.put_name(self.ino, parent, self.name)
-        txn.put_inode(replace(inode, flags=inode.flags | FLAG_LOCAL))
+        if not is_link:
+            txn.put_inode(replace(inode, flags=inode.flags | FLAG_LOCAL))
         txn.changed.delete_departed(self.key)
         add_child(txn, parent, Child(name, self.foreign.key, self.foreign.version), self.ownership, self.now_ns)
         dirty = txn.changed.dirty(self.ino) or DirtyRecord(self.now_ns, self.now_ns, NOTHING)
@@ -275,8 +279,8 @@ class NoteConflict:
         mark_changed(txn, parent, self.now_ns)
         self._log(txn, name)
         return [
-            Change(ChangeKind.REPLACED, parent, name, self.ino),
-            Change(ChangeKind.ADDED, parent, self.name, self.ino),
+            Change(ChangeKind.REPLACED, parent, name, inode.ino),
+            Change(ChangeKind.ADDED, parent, self.name, inode.ino),
         ]
 
     def _log(self, txn: IndexTransaction, name: bytes) -> None:
