@@ -24,7 +24,9 @@ inodes     ino u64 →
                      4 STAGED (newest content, size and times: those of the staging file),
                      8 WHOLE (no block of the object is needed any more),
                      16 SEALED (becoming clean: fronts ask before they write),
-                     32 HELD (directory: names are not taken from listings), 64 LOCAL (no object at its path yet)
+                     32 HELD (directory: names are not taken from listings), 64 LOCAL (no object at its path yet),
+                     128 ATTRS (mode, owner and times are its own, set here or kept with the object: neither the mount's
+                     options nor a listing's time replace them)
              98   2  length of etag, u16
             100   2  length of version id, u16
             102   2  length of key, u16
@@ -55,7 +57,7 @@ A clean file's attributes never change under its inode number: a changed object 
 
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Final
 
@@ -104,6 +106,7 @@ FLAG_WHOLE: Final = 8
 FLAG_SEALED: Final = 16
 FLAG_HELD: Final = 32
 FLAG_LOCAL: Final = 64
+FLAG_ATTRS: Final = 128
 
 DT_DIR: Final = 4
 DT_REG: Final = 8
@@ -150,6 +153,11 @@ class Inode:
         return int(ATTR.unpack(self.attr)[9])
 
     @property
+    def links(self) -> int:
+        """Return st_nlink."""
+        return int(ATTR.unpack(self.attr)[10])
+
+    @property
     def is_dir(self) -> bool:
         """Tell whether this is a directory."""
         return stat.S_ISDIR(self.mode)
@@ -188,6 +196,11 @@ class Inode:
     def is_local(self) -> bool:
         """Tell whether no object is at its path yet."""
         return bool(self.flags & FLAG_LOCAL)
+
+    @property
+    def has_attributes(self) -> bool:
+        """Tell whether mode, owner and times are its own, not those of mount options and listings."""
+        return bool(self.flags & FLAG_ATTRS)
 
     @property
     def version(self) -> Version:
@@ -296,6 +309,12 @@ def moved_attr(attr: bytes, mtime_ns: int) -> bytes:
     seconds, nanoseconds = divmod(mtime_ns, _NS)
     times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
     return ATTR.pack(*fields[:3], *times, *fields[9:])
+
+
+def with_links(inode: Inode, links: int) -> Inode:
+    """Return a record with another st_nlink."""
+    fields = ATTR.unpack(inode.attr)
+    return replace(inode, attr=ATTR.pack(*fields[:10], links, *fields[11:]))
 
 
 def directory_inode(ino: int, key: str, mtime_ns: int, owner: Ownership) -> Inode:
