@@ -313,6 +313,7 @@ class LocalWriter:
                 os.link(path, target)
             except FileExistsError:
                 raise PreconditionFailedError(f"write {key}: there is a file already") from None
+            os.unlink(path)  # moves the change time, which is part of the version
         elif isinstance(condition, Version):
             _replace(path, target, condition, key)
         else:

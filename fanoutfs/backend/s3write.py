@@ -3,7 +3,9 @@
 Which conditions the server keeps is asked of it before the first conditional change (s3probe.py).  One that it does
 not keep is looked at just before instead, with a HEAD.
 
-What is left of a directory marker and of any other key is the same here: keys are sent as they are.
+Directory markers are objects like others, but SeaweedFS makes directories of them and drops their metadata, the token
+too: put them without a condition.  The ETag that SeaweedFS gives a copied part is that of the whole source, so that
+there two objects put together of different ranges of one source may have one ETag (measured, 4.48).
 `Version.mtime_ns` of a change is the answer's Date: no answer to a put says Last-Modified, and versions are told apart
 by their ETags.
 """

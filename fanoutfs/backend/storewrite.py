@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import obstore
 import obstore.exceptions
-from obstore.store import AzureStore, GCSStore, MemoryStore, ObjectStore
+from obstore.store import AzureStore, GCSStore, ObjectStore
 
 from fanoutfs.backend.keys import bare_etag, is_addressable, is_same_version, whole_second_ns
 from fanoutfs.backend.sigv4 import read_into
@@ -113,7 +113,7 @@ class StoreWriter:
             held = condition
             if isinstance(self._store, GCSStore) and not held.version_id:
                 held = self._look(key, condition)
-            mode = {"e_tag": self._spell(held.etag)}
+            mode = {"e_tag": f'"{held.etag}"'}
             if held.version_id:
                 mode["version"] = held.version_id
         try:
@@ -233,10 +233,6 @@ class StoreWriter:
             if etag != source.version.etag or len(chunk) != end - start:
                 raise VersionGoneError(f"GET {source.key} [{start}, {end}): the source changed while it was copied")
             yield chunk
-
-    def _spell(self, etag: str) -> str:
-        # As the store spelled it: the one in memory knows no quotes.
-        return etag if isinstance(self._store, MemoryStore) else f'"{etag}"'
 
     def _look(self, key: str, condition: Version) -> Version:
         """Return the version that is there.  Raises PreconditionFailedError for another, ObjectMissingError."""
