@@ -64,6 +64,11 @@ def is_ours(properties: Properties, tag: str, ino: int) -> bool:
     return properties.metadata.get(TOKEN_KEY, "").startswith(f"{tag}-{ino:x}-")
 
 
+def is_tagged(properties: Properties, tag: str) -> bool:
+    """Tell whether an object was put by this volume."""
+    return properties.metadata.get(TOKEN_KEY, "").startswith(f"{tag}-")
+
+
 def _encode_xattrs(xattrs: Mapping[bytes, bytes]) -> str:
     values = {name.decode("utf-8", "replace"): base64.b64encode(value).decode() for name, value in xattrs.items()}
     return urllib.parse.quote(json.dumps(values, separators=(",", ":"), sort_keys=True), safe="")

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -32,10 +32,11 @@ from fanoutfs.backend.writing import Condition, Expect, FileRange, Properties
 from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.conflicts import Conflicts, Finding
-from fanoutfs.core.content import Stamp, TICK_NS, checksums_of, copy_file, read_all
+from fanoutfs.core.content import TICK_NS, Stamp, checksums_of, copy_file, read_all
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.properties import make_token, properties_of
+from fanoutfs.core.settling import Settling
 from fanoutfs.errors import (
     BackendError,
     FanoutError,
@@ -158,14 +159,14 @@ class Publisher:
         grace: Grace,
         conflicts: Conflicts,
         multipart: MultipartUploads,
-        settle_name: Callable[[str], None],
+        settling: Settling,
         is_excluded: Callable[[str], bool],
         requests: int,
         delay_s: float,
         tag: str,
         row: memoryview,
     ) -> None:
-        """settle_name: told of each key that we change in the store.  is_excluded: of a path, whether to upload it."""
+        """is_excluded: tells of a path whether its content is not to be uploaded.  tag: of the volume."""
         self._backend = backend
         self._root_prefix = root_prefix
         self._reader = reader
@@ -175,7 +176,7 @@ class Publisher:
         self._grace = grace
         self._conflicts = conflicts
         self._multipart = multipart
-        self._settle_name = settle_name
+        self._settling = settling
         self._is_excluded = is_excluded
         self._threads = trio.CapacityLimiter(requests)
         self._memory = Admission(_MEMORY_BYTES, requests)
@@ -202,9 +203,9 @@ class Publisher:
             dirty = places.records.dirty(ino)
             if dirty is None:
                 return None
-            return self._facts(places, ino, dirty)
+            return self._facts(txn, places, ino, dirty)
 
-    def _facts(self, places: Places, ino: int, dirty: DirtyRecord) -> Facts | None:
+    def _facts(self, txn: Any, places: Places, ino: int, dirty: DirtyRecord) -> Facts | None:
         records = places.records
         inode = places.inode(ino)
         is_link = inode is None
@@ -224,6 +225,8 @@ class Publisher:
         moved = places.moved_prefix(key)
         is_overlay = inode.is_staged and not inode.is_whole
         holder = places.holder(key)
+        if holder is not None and self._reader.is_orphan(txn, holder):
+            holder = None  # who still has it open reads what is cached
         return Facts(
             ino=ino,
             inode=inode,
@@ -255,14 +258,13 @@ class Publisher:
                 return Outcome.NEVER
             if self.is_blocked(facts):
                 return Outcome.BLOCKED
-            with self._settling(facts.key):
-                if facts.is_link:
-                    return await self._publish_link(facts)
-                if facts.inode.is_dir:
-                    return await self._publish_directory(facts)
-                if facts.inode.is_staged:
-                    return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
-                return await self._publish_unstaged(facts)
+            if facts.is_link:
+                return await self._publish_link(facts)
+            if facts.inode.is_dir:
+                return await self._publish_directory(facts)
+            if facts.inode.is_staged:
+                return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
+            return await self._publish_unstaged(facts)
 
     @staticmethod
     def is_blocked(facts: Facts) -> bool:
@@ -281,14 +283,16 @@ class Publisher:
         is_moved_only = not facts.inode.is_staged and facts.source is not None
         return not is_moved_only and self._is_excluded(facts.key.removeprefix(self._root_prefix))
 
-    @contextlib.contextmanager
-    def _settling(self, key: str) -> Iterator[None]:
-        """Tell listings under way before and after the store changes that they may be wrong about this name."""
-        self._settle_name(key)
-        try:
-            yield
-        finally:
-            self._settle_name(key)
+    async def _commit(self, ino: int, apply: Callable[[IndexTransaction], bool]) -> Outcome:
+        """Note what the store has now.  Listings under way may be wrong about the name, and about those above it."""
+        with self._reader.begin() as txn:
+            places = Places.of_reader(self._reader, txn, self._root_prefix)
+            place = places.place(ino)
+            while place is not None:
+                self._settling.settle(*place)
+                place = places.place(place[0])
+        with trio.CancelScope(shield=True):
+            return Outcome.CLEAN if await self._writer.run(apply) else Outcome.CHANGED
 
     # --- staged files ------------------------------------------------------------------------------------------
 
@@ -360,7 +364,9 @@ class Publisher:
 
         async def put(condition: Condition) -> Version:
             if is_single:
-                body = FileRange(frozen.fd, 0, stamp.size_bytes) if frozen.content is None else memoryview(frozen.content)
+                body = (
+                    FileRange(frozen.fd, 0, stamp.size_bytes) if frozen.content is None else memoryview(frozen.content)
+                )
                 await self._multipart.rate.take(stamp.size_bytes)
                 return await self._in_thread(partial(self._backend.put, facts.key, body, condition, properties))
             return await self._multipart.send(facts, frozen.fd, stamp, properties, condition, checksums, self._staging)
@@ -396,8 +402,7 @@ class Publisher:
                     await self._staging.unseal(ino)
             settled = SETTLED if is_same else Dirty.META
             published = MakePublished(ino, facts.key, version, settled, facts.dirty, self._root_prefix)
-            is_clean = await self._writer.run(published.apply)
-        return Outcome.CLEAN if is_clean else Outcome.CHANGED
+            return await self._commit(ino, published.apply)
 
     # --- everything else ---------------------------------------------------------------------------------------
 
@@ -426,12 +431,7 @@ class Publisher:
         if source.key == facts.key and properties is None:
             return await self._published(facts, source.version, SETTLED)
         try:
-            version = await self._conditionally(
-                facts,
-                partial(self._copy, source, facts, properties),
-                source.version.size_bytes,
-                lambda start, end: bytes(self._backend.get_range(source.key, start, end, source.version)),
-            )
+            version = await self._put_copy(facts, source, properties)
         except _Displaced:
             return Outcome.CHANGED
         except (VersionGoneError, ObjectMissingError) as error:
@@ -439,6 +439,15 @@ class Publisher:
             return Outcome.CHANGED
         bump(self._row, Count.OBJECTS_MOVED)
         return await self._published(facts, version, SETTLED)
+
+    async def _put_copy(self, facts: Facts, source: ObjectInfo, properties: Properties | None) -> Version:
+        """Copy an object to where it belongs, conditionally.  Raises _Displaced."""
+
+        def read(start: int, end: int) -> bytes:
+            return bytes(self._backend.get_range(source.key, start, end, source.version))
+
+        copy = partial(self._copy, source, facts, properties)
+        return await self._conditionally(facts, copy, source.version.size_bytes, read)
 
     async def _copy(
         self, source: ObjectInfo, facts: Facts, properties: Properties | None, condition: Condition
@@ -479,20 +488,20 @@ class Publisher:
         source = facts.source
         if is_dirty or source is None:
             return Outcome.BLOCKED if is_dirty else await self._drop(facts.ino)
+        # With a token: the object of a further name is known by nothing else.
+        token = make_token(self._tag, facts.inode.ino, facts.ino, facts.dirty.changed_ns)
+        properties = properties_of(facts.inode, facts.inode.version.mtime_ns, facts.xattrs, token)
         try:
-            version = await self._conditionally(
-                facts,
-                partial(self._copy, source, facts, None),
-                source.version.size_bytes,
-                lambda start, end: bytes(self._backend.get_range(source.key, start, end, source.version)),
-            )
+            version = await self._put_copy(facts, source, properties)
         except _Displaced:
             return Outcome.CHANGED
         done = PublishLink(facts.ino, facts.key, version, facts.dirty, self._root_prefix)
-        return Outcome.CLEAN if await self._writer.run(done.apply) else Outcome.CHANGED
+        return await self._commit(facts.ino, done.apply)
 
     async def _publish_directory(self, facts: Facts) -> Outcome:
-        """Put a directory's marker, where the store has such."""
+        """Put a directory's marker, where the store has such.  One that only moved keeps what it has (`moves`)."""
+        if not facts.dirty.what & SETTLED:
+            return Outcome.BLOCKED if facts.inode.is_held else await self._drop(facts.ino)
         is_marked = (await self._in_thread(self._backend.abilities)).can_mark_directories
         if is_marked:
             token = make_token(self._tag, facts.inode.ino, facts.dirty.changed_ns)
@@ -501,13 +510,11 @@ class Publisher:
             put = partial(self._backend.put, facts.key, b"", Expect.ANYTHING, properties)
             await self._in_thread(put)
         done = PublishDirectory(facts.ino, facts.key, facts.dirty, self._root_prefix, is_marked)
-        return Outcome.CLEAN if await self._writer.run(done.apply) else Outcome.CHANGED
+        return await self._commit(facts.ino, done.apply)
 
     async def _published(self, facts: Facts, version: Version, settled: Dirty) -> Outcome:
         done = MakePublished(facts.inode.ino, facts.key, version, settled, facts.dirty, self._root_prefix)
-        with trio.CancelScope(shield=True):
-            is_clean = await self._writer.run(done.apply)
-        return Outcome.CLEAN if is_clean else Outcome.CHANGED
+        return await self._commit(facts.ino, done.apply)
 
     # --- moves of objects, asked for by `moves` and by the queue -------------------------------------------------
 
@@ -521,27 +528,21 @@ class Publisher:
                 places = Places.of_reader(self._reader, txn, self._root_prefix)
                 inode = places.inode(ino)
                 now = DirtyRecord(0, 0, NOTHING)
-                facts = self._facts(places, ino, places.records.dirty(ino) or now)
+                facts = self._facts(txn, places, ino, places.records.dirty(ino) or now)
                 is_dirty = places.records.dirty(ino) is not None
             if inode is None or facts is None or facts.key != key or facts.source is None or inode.key == key:
                 return True
             if self.is_blocked(facts):
                 return False
-            with self._settling(key):
-                if not is_dirty:
-                    await self._publish_copy(facts, None)
-                    return True
-                source = facts.source
-                version = await self._conditionally(
-                    facts,
-                    partial(self._copy, source, facts, None),
-                    source.version.size_bytes,
-                    lambda start, end: bytes(self._backend.get_range(source.key, start, end, source.version)),
-                )
+            if not is_dirty:
+                await self._publish_copy(facts, None)
+                return True
+            with contextlib.suppress(_Displaced):
+                version = await self._put_copy(facts, facts.source, None)
                 await self._published(facts, version, NOTHING)
             return True
 
-    async def park(self, ino: int) -> None:
+    async def park(self, ino: int, aside: str = "") -> None:
         """Copy an inode's object aside, so that another may have its key: two files changed places.  Checkpoint."""
         async with self.lock(ino):
             with self._reader.begin() as txn:
@@ -549,11 +550,9 @@ class Publisher:
             if inode is None or not inode.etag:
                 return
             source = ObjectInfo(inode.key, inode.version)
-            aside = f"{inode.key}.fanoutfs-{self._tag}-{ino:x}"
-            with self._settling(aside):
-                copy = partial(self._backend.copy, source, aside, Expect.ANYTHING, None)
-                version = await self._in_thread(copy)
-                await self._writer.run(Park(ino, aside, version).apply)
+            aside = aside or f"{inode.key}.fanoutfs-{self._tag}-{ino:x}"
+            version = await self._in_thread(partial(self._backend.copy, source, aside, Expect.ANYTHING, None))
+            await self._writer.run(Park(ino, aside, version).apply)
 
     # --- conditions ----------------------------------------------------------------------------------------------
 

@@ -153,8 +153,7 @@ class Uploads:
         Names that are never uploaded are not waited for.
         """
         await trio.lowlevel.checkpoint()
-        if ino not in self._entries:
-            self._take_up(ino)
+        self.take_up(ino)
         started_at = trio.current_time()
         while (entry := self._entries.get(ino)) is not None and not entry.is_never:
             self.hurry((ino,))
@@ -199,7 +198,10 @@ class Uploads:
                 entry = self._entries.setdefault(ino, _Entry(now - ages_s[0], now - ages_s[1]))
                 self._schedule(ino, entry)
 
-    def _take_up(self, ino: int) -> None:
+    def take_up(self, ino: int) -> None:
+        """Queue an inode if its record says that it is dirty and it is not queued.  No checkpoint."""
+        if ino in self._entries:
+            return
         with self._reader.begin() as txn:
             is_dirty = self._reader.changed(txn).dirty(ino) is not None
         if is_dirty:
@@ -292,8 +294,7 @@ class Uploads:
         entry.blocked += 1
         pause_s = min(_BLOCKED_MAX_S, _BLOCKED_S * 2.0 ** min(entry.blocked, 16))
         if facts is not None and facts.holder is not None:
-            if facts.holder not in self._entries:
-                self._take_up(facts.holder)
+            self.take_up(facts.holder)
             self.hurry((facts.holder,))
             if self._is_circle(ino, facts.holder):
                 try:

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fanoutfs.index.changed import no_version
 from fanoutfs.index.format import (
     FLAG_ATTRS,
     FLAG_HELD,
@@ -29,6 +30,7 @@ VOLUME_TAG: Final = b"volume_tag"
 _CONFLICTS_KEPT: Final = 100
 SETTLED: Final = Dirty.CONTENT | Dirty.META
 NOTHING: Final = Dirty(0)
+_NO_VERSION: Final = no_version()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class EndUpload:
 
 @dataclass(frozen=True, slots=True)
 class MakePublished:
-    """Note that an inode's object is now at `key` in `version`.  Returns whether nothing of the inode is dirty any more.
+    """Note that an inode's object is at `key` in `version` now.  Returns whether nothing of the inode is dirty now.
 
     settled: what of `seen` the object holds; NOTHING for a copy that only moved it.  seen: the dirty record when the
     metadata were read; what was changed since stays dirty.
@@ -97,7 +99,7 @@ class MakePublished:
         if is_there:
             records.delete_departed(self.key)
             flags &= ~FLAG_LOCAL
-            _show_parents(txn, self.ino, inode)
+            _show_parents(txn, self.ino)
         else:
             records.put_departed(self.key, Departed(self.ino, self.version))
         etag, version_id = self.version.etag, self.version.version_id
@@ -174,7 +176,7 @@ class PublishDirectory:
             return True
         if Places.of_transaction(txn, self.root_prefix).key(self.ino) != self.key:
             if self.is_marked and txn.changed.departed(self.key) is None:
-                txn.changed.put_departed(self.key, Departed(self.ino, Version("", "", 0, 0)))
+                txn.changed.put_departed(self.key, Departed(self.ino, _NO_VERSION))
             return False
         known = txn.changed.departed(self.key)
         if known is not None and known.ino == 0:
@@ -182,7 +184,7 @@ class PublishDirectory:
         flags = inode.flags | FLAG_ATTRS
         if self.is_marked:
             flags &= ~FLAG_LOCAL
-            _show_parents(txn, self.ino, inode)
+            _show_parents(txn, self.ino)
         is_moving = bool(inode.flags & FLAG_HELD) and inode.key not in ("", self.key)
         txn.put_inode(replace(inode, key=inode.key if is_moving else self.key, flags=flags))
         dirty = txn.changed.dirty(self.ino)
@@ -331,7 +333,7 @@ class BeginMove:
         known = txn.changed.departed(self.prefix)
         if known is not None and known.ino not in (0, self.ino):
             return False
-        txn.changed.put_departed(self.prefix, Departed(self.ino, Version("", "", 0, 0)))
+        txn.changed.put_departed(self.prefix, Departed(self.ino, _NO_VERSION))
         return True
 
 
@@ -349,6 +351,36 @@ class MoveDirectory:
 
 
 @dataclass(frozen=True, slots=True)
+class LeavePrefix:
+    """Have the prefixes of a directory that no name leads to any more deleted."""
+
+    ino: int
+
+    def apply(self, txn: IndexTransaction) -> None:
+        for key in txn.changed.prefixes_of(self.ino):
+            txn.changed.put_departed(key, Departed(0, _NO_VERSION))
+
+
+@dataclass(frozen=True, slots=True)
+class ParkDirectory:
+    """Note that all objects of a directory were moved aside: its old prefixes are free for another directory."""
+
+    ino: int
+    aside: str
+    old: tuple[str, ...]
+
+    def apply(self, txn: IndexTransaction) -> None:
+        inode = txn.inode(self.ino)
+        if inode is None:
+            return
+        txn.put_inode(replace(inode, key=self.aside))
+        for key in self.old:
+            known = txn.changed.departed(key)
+            if key != self.aside and known is not None and known.ino == self.ino:
+                txn.changed.put_departed(key, Departed(0, _NO_VERSION))
+
+
+@dataclass(frozen=True, slots=True)
 class FinishMove:
     """Note that all objects of a directory are below `prefix`.  Returns False when it has another place by now."""
 
@@ -363,13 +395,15 @@ class FinishMove:
                 return False
             flags = inode.flags & ~(FLAG_HELD | FLAG_LOCAL)
             txn.put_inode(replace(inode, key=self.prefix, flags=flags))
-        mine = [key for key, departed in txn.changed.all_departed() if departed.ino == self.ino and key.endswith("/")]
-        for key in mine:
+            dirty = txn.changed.dirty(self.ino)
+            if dirty is not None and not dirty.what & SETTLED:
+                txn.changed.delete_dirty(self.ino)
+        for key in txn.changed.prefixes_of(self.ino):
             txn.changed.delete_departed(key)
         return True
 
 
-def _show_parents(txn: IndexTransaction, ino: int, inode: Inode) -> None:
+def _show_parents(txn: IndexTransaction, ino: int) -> None:
     """Note that the directories above an object are in the store now, also without markers."""
     place = txn.changed.name(ino)
     above = None if place is None else txn.inode(place[0])
@@ -390,4 +424,4 @@ def _is_needed_name(txn: IndexTransaction, ino: int) -> bool:
 def _leave_marker(txn: IndexTransaction, key: str) -> None:
     """Have a directory's marker deleted that was put while the directory was removed."""
     if txn.changed.departed(key) is None:
-        txn.changed.put_departed(key, Departed(0, Version("", "", 0, 0)))
+        txn.changed.put_departed(key, Departed(0, _NO_VERSION))
