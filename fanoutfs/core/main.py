@@ -48,6 +48,7 @@ from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
+from fanoutfs.core.staged import StagedBytes
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
 from fanoutfs.core.tidying import keep_tidy
@@ -212,6 +213,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
     admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
     push = Push(task.push, row)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
+    staged = StagedBytes(task.volume_path, partial(task.shared.total, Count.WRITER_BYTES))
     space = Space(
         cap_bytes=config.cache_size,
         floor_bytes=config.free_space_floor,
@@ -221,6 +223,8 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         files=volume.files,
         small=volume.small,
         grace=grace,
+        staged=staged,
+        staging_cap_bytes=config.staging_bytes(),
         row=row,
     )
     async with trio.open_nursery() as nursery:
@@ -344,6 +348,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         nursery.start_soon(_kept_going, "strays", collect, row)
         if not task.is_first:
             nursery.start_soon(_expire_what_was_told, notifier)
+        nursery.start_soon(_kept_going, "staged bytes", staged.run, row)
         nursery.start_soon(_kept_going, "freshness", freshness.run, row)
         nursery.start_soon(_kept_going, "arena", arena.run, row)
         nursery.start_soon(_kept_going, "plans", plans.run, row)

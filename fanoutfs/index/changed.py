@@ -164,8 +164,16 @@ class ChangedRecords:
 
     def departed(self, key: str) -> Departed | None:
         """Return what became of an object (or a prefix, ending with "/") that is in the store but not here."""
-        value = self._txn.get(_stored(key), db=self._db.departed)
+        stored = key.encode("utf-8", "surrogateescape")
+        if len(stored) > _KEY_MAX_BYTES:
+            return None  # see put_departed
+        value = self._txn.get(stored, db=self._db.departed)
         return None if value is None else unpack_departed(value)
+
+    @property
+    def has_departed(self) -> bool:
+        """Tell whether any object is in the store but not at its place here."""
+        return bool(self._txn.stat(self._db.departed)["entries"])
 
     def put_departed(self, key: str, record: Departed) -> None:
         """Record that an object is in the store but not at its place here.  Keys above LMDB's limit: ValueError."""

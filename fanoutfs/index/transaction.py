@@ -166,11 +166,11 @@ class IndexTransaction:
                 yield key[8:], ino, dtype
                 more = cursor.next()
 
-    def first_entry(self, parent: int) -> tuple[bytes, int] | None:
-        """Return (name, inode) of a directory's first entry; None: it is empty."""
+    def first_entry(self, parent: int, after: bytes = b"") -> tuple[bytes, int] | None:
+        """Return (name, inode) of a directory's first entry behind a name; None: there is none."""
         prefix = INO_KEY.pack(parent)
         with self._txn.cursor(db=self._db.entries) as cursor:
-            if not cursor.set_range(prefix):
+            if not cursor.set_range(prefix + after + b"\0" if after else prefix):
                 return None
             key = bytes(cursor.key())
             if not key.startswith(prefix):

@@ -31,6 +31,7 @@ from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
+from fanoutfs.core.staged import StagedBytes
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.store import IndexEnvironment
@@ -181,6 +182,7 @@ async def running_core(
     sibling_files: int = 0,
     plan_window_bytes: int = MIB,
     small_bytes: int = 16 * MIB,
+    staging_bytes: int = GIB,
 ) -> AsyncIterator[Rig]:
     """Put the parts together as core.main does, and take them apart at the end."""
     (path / "objects").mkdir()
@@ -210,6 +212,8 @@ async def running_core(
             files=files,
             small=small,
             grace=grace,
+            staged=StagedBytes(path, lambda: 0),
+            staging_cap_bytes=staging_bytes,
             row=row,
         )
         checked: Backend = backend
