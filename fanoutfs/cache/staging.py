@@ -18,6 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+_NS: Final = 1_000_000_000
+_U64_MASK: Final = (1 << 64) - 1
+# The fields of fuse_attr that a staging file knows; the others lie between them.
+_SIZE_BLOCKS: Final = struct.Struct("<QQ")
+_TIMES: Final = struct.Struct("<QQ")
+_NANOSECONDS: Final = struct.Struct("<II")
 KEY_XATTR: Final = "user.fanoutfs.key"
 _MAX_DESCRIPTORS: Final = 512
 
@@ -93,6 +99,11 @@ class StagingFiles:
         self.forget(ino, life)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name(ino, life), dir_fd=self._root)
+
+    def tag(self, ino: int, life: int, key: str) -> None:
+        """Say in the file itself which object its content shall be."""
+        with contextlib.suppress(OSError):  # a file system without extended attributes: only a lost index needs it
+            os.setxattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
 
     def path(self, ino: int, life: int) -> Path:
         """Return a file's path, for renaming it into the cache."""

@@ -34,6 +34,10 @@ class Verb(IntEnum):
     DIRECT = 3  # hand the bytes over in a scratch slot: the cache lost them again before they were read
     LIST = 4  # make the directory's listing present and fresh
 
+    STAGE = 5  # make the inode staged and not sealed, this range of its object local, and see that there is room
+    LOCALISE = 6  # make this range readable from the staging file, or the inode clean
+    ROOM = 7  # the disk had no room for a write of this range: answer when another try makes sense, or ENOSPC
+
 
 class Outcome(IntEnum):
     """First byte of the core's answer to an intent."""
@@ -44,6 +48,10 @@ class Outcome(IntEnum):
 
 # outcome u8, padding, scratch slot u32, length u32, padding, mark the slot had when it was filled u64
 DONE: Final = struct.Struct("<B3xII4xQ")
+
+
+TOKEN_MASK: Final = 0x3FFF_FFFF
+TOKEN_RESENT: Final = 1 << 30
 
 
 def make_intent(verb: Verb, ino: int) -> int:
