@@ -215,9 +215,7 @@ class Fills:
     def fetch_small_ahead(self, inodes: Sequence[Inode]) -> list[SmallFill]:
         """Start fetching the small files among these that are not cached, as `fetch_ahead`.  No checkpoint."""
         wanted = [
-            inode
-            for inode in inodes
-            if inode.size_bytes and not inode.is_staged and not self._small.has(inode.ino)
+            inode for inode in inodes if inode.size_bytes and not inode.is_staged and not self._small.has(inode.ino)
         ]
         return self._smalls.start(wanted, is_demand=False)
 

@@ -103,8 +103,8 @@ class StagedContent(Protocol):
         """Let fronts write again."""
         ...
 
-    async def make_clean(self, ino: int, key: str, version: Version, checksums: Mapping[int, int] | None) -> None:
-        """Make a sealed inode's content the cached content of an object."""
+    async def make_clean(self, ino: int, key: str, version: Version, checksums: Mapping[int, int] | None) -> bool:
+        """Make a sealed inode's content the cached content of an object; False: it is not sealed."""
         ...
 
 
@@ -291,8 +291,10 @@ class Publisher:
             while place is not None:
                 self._settling.settle(*place)
                 place = places.place(place[0])
+        is_clean = False
         with trio.CancelScope(shield=True):
-            return Outcome.CLEAN if await self._writer.run(apply) else Outcome.CHANGED
+            is_clean = await self._writer.run(apply)
+        return Outcome.CLEAN if is_clean else Outcome.CHANGED
 
     # --- staged files ------------------------------------------------------------------------------------------
 
@@ -388,7 +390,7 @@ class Publisher:
 
     async def _make_clean(self, facts: Facts, stamp: Stamp, version: Version, checksums: dict[int, int]) -> Outcome:
         """Let the object's version be the content, if the staging file still holds it.  Checkpoint."""
-        ino, is_same = facts.inode.ino, False
+        ino, is_same, outcome = facts.inode.ino, False, Outcome.CHANGED
         with trio.CancelScope(shield=True):  # the object is there: what follows is quick and local
             if await self._staging.seal(ino) is not None:
                 now = self.look(facts.ino)
@@ -397,12 +399,13 @@ class Publisher:
                 if now is None or now.key != facts.key:
                     is_same = False  # unlinked or renamed meanwhile: the record must not take this key for its own yet
                 if is_same:
-                    await self._staging.make_clean(ino, facts.key, version, checksums)
-                else:
+                    is_same = await self._staging.make_clean(ino, facts.key, version, checksums)
+                if not is_same:
                     await self._staging.unseal(ino)
             settled = SETTLED if is_same else Dirty.META
             published = MakePublished(ino, facts.key, version, settled, facts.dirty, self._root_prefix)
-            return await self._commit(ino, published.apply)
+            outcome = await self._commit(ino, published.apply)
+        return outcome
 
     # --- everything else ---------------------------------------------------------------------------------------
 
