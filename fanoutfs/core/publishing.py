@@ -35,7 +35,7 @@ from fanoutfs.core.conflicts import Conflicts, Finding
 from fanoutfs.core.content import TICK_NS, Stamp, checksums_of, copy_file, read_all
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.multipart import MultipartUploads
-from fanoutfs.core.properties import make_token, properties_of
+from fanoutfs.core.properties import make_token, properties_of, with_token
 from fanoutfs.core.settling import Settling
 from fanoutfs.errors import (
     BackendError,
@@ -390,7 +390,7 @@ class Publisher:
 
     async def _make_clean(self, facts: Facts, stamp: Stamp, version: Version, checksums: dict[int, int]) -> Outcome:
         """Let the object's version be the content, if the staging file still holds it.  Checkpoint."""
-        ino, is_same, outcome = facts.inode.ino, False, Outcome.CHANGED
+        ino, is_same = facts.inode.ino, False
         with trio.CancelScope(shield=True):  # the object is there: what follows is quick and local
             if await self._staging.seal(ino) is not None:
                 now = self.look(facts.ino)
@@ -402,10 +402,8 @@ class Publisher:
                     is_same = await self._staging.make_clean(ino, facts.key, version, checksums)
                 if not is_same:
                     await self._staging.unseal(ino)
-            settled = SETTLED if is_same else Dirty.META
-            published = MakePublished(ino, facts.key, version, settled, facts.dirty, self._root_prefix)
-            outcome = await self._commit(ino, published.apply)
-        return outcome
+        settled = SETTLED if is_same else Dirty.META
+        return await self._published(facts, version, settled)
 
     # --- everything else ---------------------------------------------------------------------------------------
 
@@ -457,17 +455,12 @@ class Publisher:
     ) -> Version:
         if properties is None and "-" in source.version.etag:
             # The ETag of a copy will differ, so that only a token can tell it from a foreign object after a crash.
-            known = await self._in_thread(partial(self._backend.details, source.key))
+            known = (await self._in_thread(partial(self._backend.details, source.key))).properties
             token = make_token(self._tag, facts.inode.ino, source.version.size_bytes, _digest(source.version.etag))
-            metadata = {**known.properties.metadata, **properties_of(facts.inode, 0, {}, token).metadata}
-            metadata |= {name: known.properties.metadata[name] for name in _KEPT if name in known.properties.metadata}
-            if "mtime" not in known.properties.metadata:
-                metadata.pop("mtime")
-            properties = Properties(metadata, known.properties.content_type, known.properties.storage_class)
+            properties = with_token(known, token)
         if source.version.size_bytes > (await self._in_thread(self._backend.abilities)).max_copy_bytes:
             if properties is None:
-                known = await self._in_thread(partial(self._backend.details, source.key))
-                properties = known.properties
+                properties = (await self._in_thread(partial(self._backend.details, source.key))).properties
             return await self._multipart.copy(source, facts.key, properties, condition)
         return await self._in_thread(partial(self._backend.copy, source, facts.key, condition, properties))
 
@@ -608,9 +601,6 @@ class Publisher:
 
 class _Displaced(Exception):  # noqa: N818 - not an error: the inode goes on under another name
     """A foreign object has the key; the inode was given another name."""
-
-
-_KEPT: Final = ("mode", "uid", "gid", "mtime", "xattr")
 
 
 def _digest(text: str) -> int:
