@@ -51,8 +51,9 @@ _MAX_DELAY_S: Final = 2.0
 
 @dataclass(slots=True)
 class _Delay:
-    """When to look at a departed key again."""
+    """When to look at a departed key again, as long as its record stays the same."""
 
+    departed: Departed
     at: float
     failures: int = 0
 
@@ -104,7 +105,7 @@ class Moves:
         self._wake = trio.Event()
         self._delays: dict[str, _Delay] = {}
         self._blocked_by: dict[int, int] = {}
-        self._moving: dict[int, str] = {}
+        self._moving: dict[int, tuple[str, Departed]] = {}
         self._has_moves = trio.Event()
         self._is_hurried = False
         self._error: FanoutError | None = None
@@ -158,7 +159,7 @@ class Moves:
             while True:
                 with self._reader.begin() as txn:
                     batch = self._reader.changed(txn).departed_behind(after, _BATCH)
-                await self._do([(key, departed) for key, departed in batch if self._is_due(key)])
+                await self._do([(key, departed) for key, departed in batch if self._is_due(key, departed)])
                 after = batch[-1][0] if len(batch) == _BATCH else ""
                 if after:
                     continue
@@ -179,31 +180,32 @@ class Moves:
         async with trio.open_nursery() as nursery:
             for key, departed in due:
                 if not departed.ino:
-                    nursery.start_soon(self._attempt, key, partial(self._delete, key, departed))
+                    nursery.start_soon(self._attempt, key, departed, partial(self._delete, key, departed))
                 elif key.endswith("/"):
-                    self._moving.setdefault(departed.ino, key)
+                    self._moving.setdefault(departed.ino, (key, departed))
                     self._has_moves.set()
                 else:  # the queue's business; of an unlinked file it is freed once the kernel has forgotten it
                     self._uploads.take_up(departed.ino)
-                    self._delays[key] = _Delay(trio.current_time() + _BACKOFF_MAX_S)
+                    self._delays[key] = _Delay(departed, trio.current_time() + _BACKOFF_MAX_S)
 
     async def _move_directories(self) -> None:
         """Move one directory at a time: they may be in each other's way."""
         while True:
             while self._moving:
-                ino, key = next(iter(self._moving.items()))
-                await self._attempt(key, partial(self._move, ino))
+                ino, (key, departed) = next(iter(self._moving.items()))
+                await self._attempt(key, departed, partial(self._move, ino))
                 del self._moving[ino]
             self._has_moves = trio.Event()
             await self._has_moves.wait()
 
-    def _is_due(self, key: str) -> bool:
+    def _is_due(self, key: str, departed: Departed) -> bool:
         delay = self._delays.get(key)
-        if delay is None:
-            delay = self._delays[key] = _Delay(trio.current_time() + (0.0 if key.endswith("/") else self._delay_s))
+        if delay is None or delay.departed != departed:
+            patience_s = 0.0 if key.endswith("/") else self._delay_s
+            delay = self._delays[key] = _Delay(departed, trio.current_time() + patience_s)
         return trio.current_time() >= delay.at or (self._is_hurried and not delay.failures)
 
-    async def _attempt(self, key: str, step: Callable[[], Awaitable[bool]]) -> None:
+    async def _attempt(self, key: str, departed: Departed, step: Callable[[], Awaitable[bool]]) -> None:
         """Do one step of the journal; after a failure, or when it was not all, come again later."""
         is_done = False
         async with self._limiter:
@@ -220,7 +222,7 @@ class Moves:
         if is_done:
             self._delays.pop(key, None)
         else:
-            delay = self._delays.setdefault(key, _Delay(0.0))
+            delay = self._delays.setdefault(key, _Delay(departed, 0.0))
             delay.failures += 1
             delay.at = trio.current_time() + min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(delay.failures, 16))
 

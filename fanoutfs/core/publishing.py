@@ -266,6 +266,11 @@ class Publisher:
                 return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
             return await self._publish_unstaged(facts)
 
+    def further_names(self, ino: int) -> list[int]:
+        """Return the cookies of an inode's further hard links."""
+        with self._reader.begin() as txn:
+            return list(self._reader.changed(txn).links(ino))
+
     @staticmethod
     def is_blocked(facts: Facts) -> bool:
         """Tell whether the key is still taken by what has to move away from it."""

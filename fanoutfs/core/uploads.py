@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -114,8 +114,6 @@ class Uploads:
         self._tries = 0
         self._next_try = 0.0
         self._progress_at = trio.current_time()
-        self.on_clean: Callable[[int], None] = _tell_nobody
-        """Called when an inode is not dirty any more."""
 
     # --- what others tell ----------------------------------------------------------------------------------------
 
@@ -272,7 +270,8 @@ class Uploads:
         elif outcome is Outcome.CLEAN and not entry.is_again:
             self._entries.pop(ino, None)
             self._release(entry)
-            self.on_clean(ino)
+            for cookie in self._publisher.further_names(ino):
+                self.take_up(cookie)  # their objects are copies of this one
         elif outcome is Outcome.CLEAN:
             entry.since = entry.changed_at
             self._schedule(ino, entry)
@@ -392,7 +391,3 @@ def is_excluded(path: str, patterns: Iterable[str]) -> bool:
         if fnmatchcase(path, pattern) if "/" in pattern else any(fnmatchcase(name, pattern) for name in names):
             return True
     return False
-
-
-def _tell_nobody(_ino: int) -> None:
-    """Nobody asked."""

@@ -18,11 +18,12 @@ from fanoutfs.index.format import (
     DirtyRecord,
     Inode,
     Ownership,
+    attr_with,
 )
-from fanoutfs.index.operations import Change, ChangeKind, Child, add_child, mark_changed
+from fanoutfs.index.operations import Change, ChangeKind, Child, DropBlocks, add_child, mark_changed
 from fanoutfs.index.places import Places
 from fanoutfs.index.transaction import IndexTransaction
-from fanoutfs.records import ROOT_INO, ObjectInfo, Version
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES, ROOT_INO, ObjectInfo, Version
 
 UPLOADS: Final = b"upload/"
 CONFLICTS: Final = b"conflict/"
@@ -102,8 +103,11 @@ class MakePublished:
             _show_parents(txn, self.ino)
         else:
             records.put_departed(self.key, Departed(self.ino, self.version))
-        etag, version_id = self.version.etag, self.version.version_id
-        txn.put_inode(replace(inode, key=self.key, etag=etag, version_id=version_id, flags=flags))
+        etag, version_id, attr = self.version.etag, self.version.version_id, inode.attr
+        if inode.is_staged:
+            _change_base(txn, inode, self.version)
+            attr = attr_with(attr, size_bytes=self.version.size_bytes)
+        txn.put_inode(replace(inode, attr=attr, key=self.key, etag=etag, version_id=version_id, flags=flags))
         return self._settle(txn, is_there=is_there, is_staged=inode.is_staged)
 
     def _leave_old(self, txn: IndexTransaction, inode: Inode) -> None:
@@ -401,6 +405,15 @@ class FinishMove:
         for key in txn.changed.prefixes_of(self.ino):
             txn.changed.delete_departed(key)
         return True
+
+
+def _change_base(txn: IndexTransaction, inode: Inode, version: Version) -> None:
+    """Let a staged file's object be another version: what is not local is the same in both, up to the base size."""
+    txn.add_totals(0, version.size_bytes - inode.size_bytes)
+    base_size = txn.changed.base_size(inode.ino) or 0
+    for part in txn.parts(inode.ino):
+        whole = max(0, base_size - part * PART_BYTES) // BLOCK_BYTES
+        DropBlocks(inode.ino, part, -1 << min(whole, PART_BLOCKS)).apply(txn)
 
 
 def _show_parents(txn: IndexTransaction, ino: int) -> None:
