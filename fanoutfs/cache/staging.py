@@ -80,6 +80,17 @@ class StagingFiles:
         if fd is not None:
             os.close(fd)
 
+    @property
+    def has_open(self) -> bool:
+        """Tell whether any descriptor is kept."""
+        return bool(self._open)
+
+    def close_removed(self) -> None:
+        """Close descriptors of files that no name leads to any more: they hold the disk space."""
+        for (ino, life), fd in list(self._open.items()):
+            if not os.fstat(fd).st_nlink:
+                self.forget(ino, life)
+
     def stat(self, ino: int, life: int) -> os.stat_result:
         """Return size, times and blocks of an inode's content.  Raises OSError."""
         return os.fstat(self.descriptor(ino, life))

@@ -73,7 +73,7 @@ class MountConfig:
         512 * MIB, "size", "disk space the cache never takes: it reads through instead", least=0
     )
     metadata_ttl: float = _setting(60.0, "duration", "how long a listing is trusted, or `indefinite`", least=1)
-    read_only: bool = _setting(False, "flag", "mount read-only (until writing is implemented every mount is)")
+    read_only: bool = _setting(False, "flag", "mount read-only: the kernel refuses every change")
     allow_other: bool = _setting(False, "flag", "let other users in (permissions are always checked by the kernel)")
     uid: int = _setting(os.getuid, "id", "owner shown for every file")
     gid: int = _setting(os.getgid, "id", "group shown for every file")
@@ -93,7 +93,8 @@ class MountConfig:
     push_memory: int = _setting(
         256 * MIB,
         "size",
-        "small files put into the page cache ahead of their reader and not known to be read yet; 0: no push",
+        "small files put into the page cache ahead of their reader (read-only mounts) and not known to be read yet; "
+        "0: no push",
         least=0,
     )
     max_readahead: int = _setting(
@@ -117,6 +118,14 @@ class MountConfig:
     def arena_bytes(self) -> int:
         """Return the half of `fill_memory` that is shared with the fronts; the other bounds what is on its way."""
         return self.fill_memory // 2
+
+    def has_push(self) -> bool:
+        """Tell whether small files are put into the page cache ahead of their readers.
+
+        On read-only mounts only: the kernel lets a push replace pages that were just written, and nobody could tell
+        (fuse_notify_store of 6.18 overwrites pages that are there, dirty or not).
+        """
+        return self.read_only and self.push_memory > 0
 
     def front_count(self) -> int:
         """Return how many fronts to start."""
