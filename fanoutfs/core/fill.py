@@ -169,9 +169,9 @@ class Fills:
         await self._wait(waits, inode)
 
     async def store(self, inode: Inode, offset: int, end: int) -> None:
-        """Make bytes [offset, end) of a large file's object present in its cache file.  Checkpoint.  Raises as `ensure`.
+        """Make bytes [offset, end) of a large file's object present in its cache file.  Checkpoint.
 
-        Also of a file that is staged by now, and returns only when the bytes have left the arena.
+        Raises as `ensure`.  Also of a file that is staged by now, and returns only when the bytes have left the arena.
         """
         missing = self._missing(inode, offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES)
         with trio.move_on_after(self._op_timeout_s) as scope:

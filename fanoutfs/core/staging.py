@@ -179,13 +179,11 @@ class Staging:
             raise RefusedError(errno.EFBIG)
         if truncate_to is None:
             await self._space.wait_for_staging(size, self._op_timeout_s)
-        async with self._writable(ino) as inode:
-            if not inode.is_staged:
-                inode = await self._begin(inode, is_emptied=truncate_to == 0)
+        async with self._writable(ino) as found:
+            inode = found if found.is_staged else await self._begin(found, is_emptied=truncate_to == 0)
             if not inode.is_whole:
                 await self._localise(inode, offset, offset + size)
-            if truncate_to is not None:
-                inode = await self._truncate(inode, truncate_to)
+            inode = inode if truncate_to is None else await self._truncate(inode, truncate_to)
         self.note_dirty(ino)
         return inode
 
@@ -196,12 +194,11 @@ class Staging:
             if inode.is_staged and not inode.is_whole:
                 await self._localise(inode, offset, offset + size)
 
-    async def wait_for_room(self, ino: int, offset: int, size: int) -> None:
+    async def wait_for_room(self, size: int) -> None:
         """Return when a write that the disk had no room for may be tried again.  Checkpoint.
 
         Raises CacheFullError when nothing becomes free.
         """
-        del ino, offset
         await self._space.make_room()
         await self._space.wait_for_staging(size, self._op_timeout_s)
 

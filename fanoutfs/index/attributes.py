@@ -14,8 +14,8 @@ from fanoutfs.index.transaction import IndexTransaction
 class SetAttributes:
     """Change mode, owner or times.  Returns the record.
 
-    What a change of owner or of content takes away of the mode the front has spelled out.  Of a staged file the mtime is
-    the staging file's; the record's stays that of the object.
+    What a change of owner or content takes away of the mode, the front has spelled out.  A staged file's mtime is that
+    of its staging file; the record's stays that of the object.
     """
 
     ino: int
