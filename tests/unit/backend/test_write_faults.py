@@ -153,6 +153,11 @@ def test_upload_that_the_store_forgot_is_missing_not_complete(stack: Backend, ke
         stack.complete_upload(upload, [part], Expect.ANYTHING)
 
 
+def test_seaweedfs_is_found_to_keep_every_condition(bare: Backend) -> None:
+    found = bare.abilities()
+    assert [name for name in found.__slots__ if getattr(found, name) is False] == []
+
+
 def test_conditional_put_is_one_request_once_the_store_is_known(bare: Backend, proxy: Proxy, key: str) -> None:
     version = bare.put(key, BODY, Expect.NOTHING, NONE)
     bare.put(key, b"x", version, NONE)
