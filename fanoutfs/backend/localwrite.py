@@ -14,7 +14,7 @@ Then the directory is synced.  Directories on the way are made; those that a del
 Metadata is kept whole in one user xattr (`_XATTR`); mode, owner and modification time are set on the file besides, for
 whoever reads the directory, and for files without the xattr `details` tells those of the file.  A symlink is an
 object as in any other store, a file that holds the target, because `local` follows symlinks: one would show up as the
-file it leads to, or not at all.  A directory marker is a directory.
+file it leads to, or not at all; a symlink that is written to becomes a file.  A directory marker is a directory.
 
 Parts of an upload are files of their own in `.fanoutfs-writing/<id>/`, put together with copy_file_range(2).
 """
@@ -170,7 +170,16 @@ class LocalWriter:
 
     def abort_upload(self, upload: Upload) -> None:
         """See Writer.abort_upload."""
-        shutil.rmtree(self._upload_directory(upload), ignore_errors=True)
+        path = self._upload_directory(upload)
+        try:
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise translate(error, f"abort upload of {upload.key}", is_write=True) from None
         with contextlib.suppress(OSError):  # when it was the last
             os.rmdir(self._writing)
 
