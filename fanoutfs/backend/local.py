@@ -140,7 +140,7 @@ class LocalBackend:
 
     def _check_version(self, key: str, asked: Version, fd: int) -> None:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or _version(found) != asked:
+        if not stat.S_ISREG(found.st_mode) or _version(found).etag != asked.etag:
             raise VersionGoneError(f"{key}: the file has changed")
 
 
