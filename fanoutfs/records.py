@@ -51,3 +51,24 @@ class ListPage:
     objects: tuple[ObjectInfo, ...]
     prefixes: tuple[str, ...]
     hidden: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """What a staging file says of itself.
+
+    key: the object key its content shall have, "" when that is not known.
+    base: the object whose bytes fill what the file lacks below base_size; None: the file has everything.
+    local: {part: bits} of the blocks below base_size that the file has.
+    is_incomplete: it lacks something, and of which object is not known.
+    """
+
+    ino: int
+    life: int
+    key: str
+    size_bytes: int
+    mtime_ns: int
+    base: Version | None = None
+    base_size: int = 0
+    local: tuple[tuple[int, int], ...] = ()
+    is_incomplete: bool = False

@@ -6,19 +6,26 @@ with a bounded table of descriptors of its own.  An inode that becomes clean and
 stands in its record: so a descriptor that a front kept is never taken for the new file's.  The core removes or renames
 a file only after a grace period.
 
-The extended attribute `user.fanoutfs.key` of a file is the object key its content shall have: all that is needed to
-save the content when the index is lost.
+Two extended attributes save the content when the index is lost: `user.fanoutfs.key` is the object key that it shall
+have, and `user.fanoutfs.base` of an overlay the object that fills what the file lacks, as JSON [size up to where, etag,
+version id, size, mtime ns]; `null` where it lacks nothing.  A file without a key was never acknowledged to anybody.
 """
 
 import contextlib
+import errno
+import json
 import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, StagedFile, Version
+
 KEY_XATTR: Final = "user.fanoutfs.key"
+BASE_XATTR: Final = "user.fanoutfs.base"
 _MAX_DESCRIPTORS: Final = 512
 
 
@@ -94,6 +101,38 @@ class StagingFiles:
         """Return a file's path, for renaming it into the cache."""
         return Path(os.readlink(f"/proc/self/fd/{self._root}")) / self.name(ino, life)
 
+    def label(self, ino: int, life: int, key: str) -> None:
+        """Write down which object key a file's content shall have.  Raises OSError.
+
+        Nothing on a file system without extended attributes: only a lost index would need it.
+        """
+        _set_xattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
+
+    def label_base(self, ino: int, life: int, base: Version | None, base_size: int = 0) -> None:
+        """Write down which object fills what a file lacks below base_size; None: it lacks nothing.  Raises OSError.
+
+        Before the index says so.
+        """
+        record = base and [base_size, base.etag, base.version_id, base.size_bytes, base.mtime_ns]
+        _set_xattr(self.descriptor(ino, life), BASE_XATTR, json.dumps(record).encode())
+
+    def describe(self, ino: int, life: int) -> StagedFile | None:
+        """Return what a file says of itself; None: it has no key.  Raises OSError."""
+        fd = self.descriptor(ino, life)
+        found = os.fstat(fd)
+        key = _get_xattr(fd, KEY_XATTR)
+        if key is None:
+            return None
+        staged = StagedFile(ino, life, key.decode("utf-8", "surrogateescape"), found.st_size, found.st_mtime_ns)
+        value = _get_xattr(fd, BASE_XATTR)
+        record = None if value is None else json.loads(value)
+        if record is None:
+            is_sparse = found.st_blocks * 512 < found.st_size
+            return replace(staged, is_incomplete=is_sparse and value is None)
+        base_size, etag, version_id, size_bytes, mtime_ns = record
+        base = Version(etag, version_id, size_bytes, mtime_ns)
+        return replace(staged, base=base, base_size=base_size, local=tuple(_local_blocks(fd, base_size).items()))
+
     def sync_directory(self) -> None:
         """Make the names of new files durable.  Blocks."""
         os.fsync(self._root)
@@ -120,3 +159,45 @@ class StagingFiles:
             os.close(fd)
         self._open.clear()
         os.close(self._root)
+
+
+def _set_xattr(fd: int, name: str, value: bytes) -> None:
+    try:
+        os.setxattr(fd, name, value)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+
+
+def _get_xattr(fd: int, name: str) -> bytes | None:
+    try:
+        return os.getxattr(fd, name)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+            raise
+        return None
+
+
+def _local_blocks(fd: int, base_size: int) -> dict[int, int]:
+    """Return {part: bits} of the blocks below base_size that are in an overlay's file without a hole.
+
+    A block is put there as a whole before anybody may write to it: one with a hole was never finished.  What is
+    appended shares a page of the disk with the end of the last block, which reads as zeros there if it is not local.
+    """
+    found: dict[int, int] = {}
+    at = 0
+    while at < base_size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        for block in range(-(-start // BLOCK_BYTES), -(-base_size // BLOCK_BYTES)):
+            end = min((block + 1) * BLOCK_BYTES, base_size)
+            if end > at or (end % BLOCK_BYTES and not any(os.pread(fd, end % BLOCK_BYTES, block * BLOCK_BYTES))):
+                break
+            part = block // PART_BLOCKS
+            found[part] = found.get(part, 0) | 1 << block % PART_BLOCKS
+    return found

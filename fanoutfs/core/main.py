@@ -155,7 +155,7 @@ def prepare(task: CoreTask) -> tuple[Volume, Backend]:
     first_ino = max(FIRST_INO, now_ns // 1_000_000_000 << 24)
     wanted = OpenVolume(task.identity, task.ownership, now_ns, first_ino)
     grace = Grace(task.shared, task.config.front_count())
-    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait)
+    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait, task.root_prefix)
     if not task.is_first and not volume.was_known:
         volume.close(task.volume_path)
         # The fronts of this generation hold the lost one open: the next generation begins with the new one.
