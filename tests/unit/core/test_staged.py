@@ -1,5 +1,7 @@
 """Staged bytes: counted, capped, never evicted, and made room for."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,11 @@ import trio.testing
 
 from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.staged import StagedBytes
+from fanoutfs.core.strays import collect_strays
 from fanoutfs.errors import CacheFullError
+from fanoutfs.index.format import FLAG_STAGED, FLAG_WHOLE
 from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import BUSY, FIRST_FRONT_ROW
 from fanoutfs.records import KIB, MIB
 from tests.unit.core.rig import running_core
 
@@ -139,3 +144,90 @@ async def test_clean_bytes_are_not_taken_beyond_what_staging_leaves(tmp_path: Pa
         with pytest.raises(CacheFullError):
             async with core.space.reserved(8 * MIB):
                 pass
+
+
+async def test_room_is_kept_ahead_of_fronts_and_they_are_told_when_there_is_none(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running_core(tmp_path, cap_bytes=64 * MIB, small_bytes=4 * MIB, staging_bytes=40 * MIB) as core:
+        inode = await core.put("a", bytes(48 * MIB))
+        for at in range(0, 48 * MIB, 8 * MIB):
+            await core.fills.ensure(inode.ino, at, 8 * MIB)
+        told: list[bool] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(core.space.keep_staging_room, told.append)
+            await trio.sleep(5)
+            assert told[-1] is False
+            held = core.space.large_bytes()
+            core.space.note_staged(8 * MIB)
+            await trio.sleep(5)
+            assert core.space.large_bytes() < held
+            assert core.space.used_bytes() <= core.space.cap_bytes
+            assert told[-1] is False
+            core.space.note_staged(31 * MIB)
+            await trio.sleep(5)
+            assert told[-1] is True
+            core.space.note_unstaged(31 * MIB)
+            await trio.sleep(1)
+            assert told[-1] is False
+            nursery.cancel_scope.cancel()
+
+
+async def test_file_that_becomes_clean_is_neither_evicted_nor_punched(tmp_path: Path) -> None:
+    async with running_core(tmp_path, cap_bytes=24 * MIB, small_bytes=4 * MIB) as core:
+        inode = await core.put("a", bytes(16 * MIB))
+        await core.fills.ensure(inode.ino, 0, 16 * MIB)
+        async with core.space.handing_over(inode.ino):
+            with pytest.raises(CacheFullError):
+                await core.space.wait_for_staging(20 * MIB, 0)
+            await core.space.reclaim((inode.ino, 0), -1)
+            assert core.space.large_bytes() == 16 * MIB
+            assert core.cached(inode) == bytes(16 * MIB)
+        await core.space.wait_for_staging(6 * MIB, 0)
+        assert core.space.large_bytes() < 16 * MIB
+
+
+async def test_handing_over_waits_for_the_hole_that_is_about_to_be_punched(tmp_path: Path) -> None:
+    async with running_core(tmp_path, cap_bytes=24 * MIB, small_bytes=4 * MIB) as core:
+        inode = await core.put("a", bytes(8 * MIB))
+        await core.fills.ensure(inode.ino, 0, 8 * MIB)
+        busy = core.shared.row(FIRST_FRONT_ROW)
+        busy[BUSY] = 1
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(core.space.wait_for_staging, 20 * MIB, 30)
+            await wait_until(lambda: core.space.large_bytes() == 0)
+            entered = trio.Event()
+
+            async def hand_over() -> None:
+                async with core.space.handing_over(inode.ino):
+                    entered.set()
+
+            nursery.start_soon(hand_over)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not entered.is_set()
+            busy[BUSY] += 1
+            await entered.wait()
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    with trio.fail_after(20):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+async def test_strays_never_touch_what_staging_holds_under_a_second_name(tmp_path: Path) -> None:
+    async with running_core(tmp_path) as core:
+        writer = Writer(tmp_path)
+        inode = await core.put("a", b"")
+        writer.write(inode.ino, MIB)
+        content = writer.files.path(inode.ino, inode.ino)
+        cached = tmp_path / "objects" / core.files.relative_path(inode.ino)
+        cached.parent.mkdir(exist_ok=True)
+        cached.hardlink_to(content)
+        staged = replace(inode, listed_at_ns=inode.ino, flags=FLAG_STAGED | FLAG_WHOLE)
+        await core.writer.run(lambda txn: txn.put_inode(staged))
+        await collect_strays(core.files, core.environment, core.reader, core.space)
+        assert not cached.exists()
+        assert content.stat().st_size == MIB
+        assert content.stat().st_blocks * 512 == MIB
+        writer.files.close()
