@@ -58,9 +58,8 @@ class StagedFile:
     """What a staging file says of itself.
 
     key: the object key its content shall have, "" when that is not known.
-    base: the object whose bytes fill what the file lacks below base_size; None: the file has everything.
+    base: the object it was before it was changed, which fills what the file lacks below base_size; None: it was none.
     local: {part: bits} of the blocks below base_size that the file has.
-    is_incomplete: it lacks something, and of which object is not known.
     """
 
     ino: int
@@ -71,4 +70,3 @@ class StagedFile:
     base: Version | None = None
     base_size: int = 0
     local: tuple[tuple[int, int], ...] = ()
-    is_incomplete: bool = False

@@ -6,24 +6,30 @@ with a bounded table of descriptors of its own.  An inode that becomes clean and
 stands in its record: so a descriptor that a front kept is never taken for the new file's.  The core removes or renames
 a file only after a grace period.
 
-Two extended attributes save the content when the index is lost: `user.fanoutfs.key` is the object key that it shall
-have, and `user.fanoutfs.base` of an overlay the object that fills what the file lacks, as JSON [size up to where, etag,
-version id, size, mtime ns]; `null` where it lacks nothing.  A file without a key was never acknowledged to anybody.
+Two extended attributes save the content when the index is lost (see `cache.salvage`): `user.fanoutfs.key` is the
+object key that it shall have, and `user.fanoutfs.base` the object it was before, which fills what the file lacks, as
+JSON [size up to where, etag, version id, size, mtime ns].  A file without a key was never acknowledged to anybody.
 """
 
 import contextlib
-import errno
 import json
 import os
 import stat
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, StagedFile, Version
+from fanoutfs.records import Version
+from fanoutfs.wire.kernel import ATTR_SIZE
 
+_NS: Final = 1_000_000_000
+_U64_MASK: Final = (1 << 64) - 1
+# The fields of fuse_attr that a staging file knows; the others lie between them.
+_SIZE_BLOCKS: Final = struct.Struct("<QQ")
+_TIMES: Final = struct.Struct("<QQ")
+_NANOSECONDS: Final = struct.Struct("<II")
 KEY_XATTR: Final = "user.fanoutfs.key"
 BASE_XATTR: Final = "user.fanoutfs.base"
 _MAX_DESCRIPTORS: Final = 512
@@ -87,6 +93,17 @@ class StagingFiles:
         if fd is not None:
             os.close(fd)
 
+    @property
+    def has_open(self) -> bool:
+        """Tell whether any descriptor is kept."""
+        return bool(self._open)
+
+    def close_removed(self) -> None:
+        """Close descriptors of files that no name leads to any more: they hold the disk space."""
+        for (ino, life), fd in list(self._open.items()):
+            if not os.fstat(fd).st_nlink:
+                self.forget(ino, life)
+
     def stat(self, ino: int, life: int) -> os.stat_result:
         """Return size, times and blocks of an inode's content.  Raises OSError."""
         return os.fstat(self.descriptor(ino, life))
@@ -97,41 +114,23 @@ class StagingFiles:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name(ino, life), dir_fd=self._root)
 
+    def tag(self, ino: int, life: int, key: str) -> None:
+        """Say in the file itself which object its content shall be."""
+        with contextlib.suppress(OSError):  # a file system without extended attributes: only a lost index needs it
+            os.setxattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
+
+    def tag_base(self, ino: int, life: int, base: Version, base_size: int) -> None:
+        """Say in a file which object it was before; that fills what it lacks below base_size.
+
+        To be called before the index says so.
+        """
+        record = [base_size, base.etag, base.version_id, base.size_bytes, base.mtime_ns]
+        with contextlib.suppress(OSError):
+            os.setxattr(self.descriptor(ino, life), BASE_XATTR, json.dumps(record).encode())
+
     def path(self, ino: int, life: int) -> Path:
         """Return a file's path, for renaming it into the cache."""
         return Path(os.readlink(f"/proc/self/fd/{self._root}")) / self.name(ino, life)
-
-    def label(self, ino: int, life: int, key: str) -> None:
-        """Write down which object key a file's content shall have.  Raises OSError.
-
-        Nothing on a file system without extended attributes: only a lost index would need it.
-        """
-        _set_xattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
-
-    def label_base(self, ino: int, life: int, base: Version | None, base_size: int = 0) -> None:
-        """Write down which object fills what a file lacks below base_size; None: it lacks nothing.  Raises OSError.
-
-        Before the index says so.
-        """
-        record = base and [base_size, base.etag, base.version_id, base.size_bytes, base.mtime_ns]
-        _set_xattr(self.descriptor(ino, life), BASE_XATTR, json.dumps(record).encode())
-
-    def describe(self, ino: int, life: int) -> StagedFile | None:
-        """Return what a file says of itself; None: it has no key.  Raises OSError."""
-        fd = self.descriptor(ino, life)
-        found = os.fstat(fd)
-        key = _get_xattr(fd, KEY_XATTR)
-        if key is None:
-            return None
-        staged = StagedFile(ino, life, key.decode("utf-8", "surrogateescape"), found.st_size, found.st_mtime_ns)
-        value = _get_xattr(fd, BASE_XATTR)
-        record = None if value is None else json.loads(value)
-        if record is None:
-            is_sparse = found.st_blocks * 512 < found.st_size
-            return replace(staged, is_incomplete=is_sparse and value is None)
-        base_size, etag, version_id, size_bytes, mtime_ns = record
-        base = Version(etag, version_id, size_bytes, mtime_ns)
-        return replace(staged, base=base, base_size=base_size, local=tuple(_local_blocks(fd, base_size).items()))
 
     def sync_directory(self) -> None:
         """Make the names of new files durable.  Blocks."""
@@ -161,43 +160,24 @@ class StagingFiles:
         os.close(self._root)
 
 
-def _set_xattr(fd: int, name: str, value: bytes) -> None:
-    try:
-        os.setxattr(fd, name, value)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
+def staged_attr(value: bytes | memoryview, status: os.stat_result, *, is_whole: bool) -> bytes:
+    """Return the fuse_attr of a staged inode: the record's, with size, mtime, ctime and blocks of the staging file.
 
-
-def _get_xattr(fd: int, name: str) -> bytes | None:
-    try:
-        return os.getxattr(fd, name)
-    except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
-            raise
-        return None
-
-
-def _local_blocks(fd: int, base_size: int) -> dict[int, int]:
-    """Return {part: bits} of the blocks below base_size that are in an overlay's file without a hole.
-
-    A block is put there as a whole before anybody may write to it: one with a hole was never finished.  What is
-    appended shares a page of the disk with the end of the last block, which reads as zeros there if it is not local.
+    An overlay's file has holes where the object's blocks are still good: they count as blocks, or programs that
+    compare size and blocks would take the file for a sparse one.
     """
-    found: dict[int, int] = {}
-    at = 0
-    while at < base_size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break
-        at = os.lseek(fd, start, os.SEEK_HOLE)
-        for block in range(-(-start // BLOCK_BYTES), -(-base_size // BLOCK_BYTES)):
-            end = min((block + 1) * BLOCK_BYTES, base_size)
-            if end > at or (end % BLOCK_BYTES and not any(os.pread(fd, end % BLOCK_BYTES, block * BLOCK_BYTES))):
-                break
-            part = block // PART_BLOCKS
-            found[part] = found.get(part, 0) | 1 << block % PART_BLOCKS
-    return found
+    size = status.st_size
+    blocks = status.st_blocks if is_whole else (size + 511) // 512
+    mtime, mtime_ns = divmod(status.st_mtime_ns, _NS)
+    ctime, ctime_ns = divmod(status.st_ctime_ns, _NS)
+    return b"".join(
+        (
+            value[0:8],
+            _SIZE_BLOCKS.pack(size, blocks),
+            value[24:32],
+            _TIMES.pack(mtime & _U64_MASK, ctime & _U64_MASK),
+            value[48:52],
+            _NANOSECONDS.pack(mtime_ns, ctime_ns),
+            value[60:ATTR_SIZE],
+        )
+    )

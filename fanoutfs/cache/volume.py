@@ -20,6 +20,7 @@ import lmdb
 
 from fanoutfs.cache import small as small_store
 from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.salvage import find_staged
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.errors import CacheUnusableError
@@ -97,8 +98,7 @@ class _Opening:
         """Open the index, and adopt what is staged if it is new; return whether it was known."""
         was_known = self.wanted.apply(txn)
         if not was_known:
-            found = (self.staging.describe(ino, life) for ino, life in sorted(self.staging.all()))
-            files = tuple(each for each in found if each is not None)
+            files = find_staged(self.staging)
             for path in Adopt(files, self.root_prefix, self.wanted.ownership, self.wanted.now_ns).apply(txn):
                 log.warning("staged content is kept in a new index path=%s", path)
         return was_known

@@ -76,7 +76,7 @@ class MountConfig:
         512 * MIB, "size", "disk space the cache never takes: it reads through instead", least=0
     )
     metadata_ttl: float = _setting(60.0, "duration", "how long a listing is trusted, or `indefinite`", least=1)
-    read_only: bool = _setting(False, "flag", "mount read-only")
+    read_only: bool = _setting(False, "flag", "mount read-only: the kernel refuses every change")
     upload_delay: float = _setting(
         5.0, "duration", "how long a file must be left alone before it is uploaded", least=0, most=24 * 3600
     )
@@ -119,7 +119,8 @@ class MountConfig:
     push_memory: int = _setting(
         256 * MIB,
         "size",
-        "small files put into the page cache ahead of their reader and not known to be read yet; 0: no push",
+        "small files put into the page cache ahead of their reader (read-only mounts) and not known to be read yet; "
+        "0: no push",
         least=0,
     )
     max_readahead: int = _setting(
@@ -143,6 +144,14 @@ class MountConfig:
     def arena_bytes(self) -> int:
         """Return the half of `fill_memory` that is shared with the fronts; the other bounds what is on its way."""
         return self.fill_memory // 2
+
+    def has_push(self) -> bool:
+        """Tell whether small files are put into the page cache ahead of their readers.
+
+        On read-only mounts only: the kernel lets a push replace pages that were just written, and nobody could tell
+        (fuse_notify_store of 6.18 overwrites pages that are there, dirty or not).
+        """
+        return self.read_only and self.push_memory > 0
 
     def staging_bytes(self) -> int:
         """Return how much may wait for upload before writers wait; never more than the cache may hold."""

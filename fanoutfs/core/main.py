@@ -30,7 +30,9 @@ from fanoutfs.clock import SystemClock
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.changes import Changes
 from fanoutfs.core.control import ControlServer
+from fanoutfs.core.durable import Durable
 from fanoutfs.core.filesystem import FileSystem, resolve_path
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness, epoch_s
@@ -40,15 +42,18 @@ from fanoutfs.core.imports import Imports
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.numbers import Numbers
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.recovery import recover
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
 from fanoutfs.core.staged import StagedBytes
+from fanoutfs.core.staging import Staging
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
 from fanoutfs.core.tidying import keep_tidy
@@ -67,7 +72,7 @@ from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
-from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState, bump
+from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, STAGING_FULL, SharedState, bump
 from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
 from fanoutfs.records import MIB, ROOT_INO
 from fanoutfs.wire.kernel import FOREVER_S
@@ -289,11 +294,52 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             plans=plans,
             row=row,
         )
+        durable = Durable(environment, writer)
+        numbers = Numbers(writer)
+        staging_files = volume.staging
+        await recover(
+            environment,
+            reader,
+            writer,
+            staging_files,
+            volume.small,
+            task.root_prefix,
+            clock.wall_ns(),
+            is_first=task.is_first,
+        )
+        staging = Staging(
+            reader=reader,
+            writer=writer,
+            staging=staging_files,
+            files=volume.files,
+            small=volume.small,
+            fills=fills,
+            arena=arena,
+            space=space,
+            grace=grace,
+            durable=durable,
+            numbers=numbers,
+            ownership=task.ownership,
+            root_prefix=task.root_prefix,
+            clock=clock,
+            op_timeout_s=config.op_timeout,
+        )
+        changes = Changes(
+            filesystem=filesystem,
+            staging=staging,
+            reader=reader,
+            writer=writer,
+            numbers=numbers,
+            root_prefix=task.root_prefix,
+            clock=clock,
+        )
         orphans = OrphanReaper(
             environment=environment,
             writer=writer,
             files=volume.files,
+            staging=staging_files,
             small=volume.small,
+            space=space,
             notifier=notifier,
             grace=grace,
             readahead=readahead,
@@ -365,7 +411,10 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
         entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
-        await _answer_requests(task.relay, Operations(filesystem, entry_timeout_s, row), config.front_count())
+        keep_room = partial(space.keep_staging_room, partial(_tell_of_room, task.shared))
+        nursery.start_soon(_kept_going, "staging room", keep_room, row)
+        operations = Operations(filesystem, changes, staging, entry_timeout_s, row)
+        await _answer_requests(task.relay, operations, config.front_count())
         nursery.cancel_scope.cancel()
     writer.stop()
 
@@ -399,6 +448,11 @@ async def _kept_going(name: str, task: Callable[[], Awaitable[None]], row: memor
             bump(row, Count.REQUEST_ERRORS)
             log.exception("background task failed task=%s", name)
         await trio.sleep(_TASK_PAUSE_S)
+
+
+def _tell_of_room(shared: SharedState, is_full: bool) -> None:
+    """Have fronts ask before they write while there is no room in staging."""
+    shared.flags[STAGING_FULL] = is_full
 
 
 async def _expire_what_was_told(notifier: Notifier) -> None:

@@ -56,7 +56,8 @@ class Adopt:
         owner = self.ownership
         mode = stat.S_IFREG | owner.file_mode
         attr = make_attr(staged.ino, mode, version.size_bytes, version.mtime_ns, owner.uid, owner.gid)
-        flags = FLAG_STAGED | FLAG_ATTRS | (FLAG_WHOLE if base is None else 0)
+        is_whole = base is None or not staged.base_size
+        flags = FLAG_STAGED | FLAG_ATTRS | (FLAG_WHOLE if is_whole else 0)
         if base is None or key != staged.key:
             flags |= FLAG_LOCAL
         object_key = "" if base is None else staged.key
@@ -66,7 +67,7 @@ class Adopt:
         txn.add_totals(1, version.size_bytes)
         txn.changed.put_name(staged.ino, parent, name)
         txn.changed.put_dirty(staged.ino, DirtyRecord(staged.mtime_ns, staged.mtime_ns, Dirty.CONTENT))
-        if base is not None:
+        if not is_whole:
             txn.changed.put_base_size(staged.ino, staged.base_size)
             for part, mask in staged.local:
                 txn.changed.put_local_blocks(staged.ino, part, mask)
@@ -86,7 +87,7 @@ class Adopt:
             prefix += part + "/"
             parent = known[0] if known is not None else self._make_directory(txn, parent, name, prefix)
         name = last.encode("utf-8", "surrogateescape")
-        if staged.is_incomplete or txn.entry(parent, name) is not None:
+        if txn.entry(parent, name) is not None:
             name = self._free_name(txn, parent, name, staged)
         return parent, prefix, name
 

@@ -10,6 +10,7 @@ settings   name → value
              "ownership"    uid u32, gid u32, file_mode u32, dir_mode u32, small_file_size u64
              "totals"       files u64, bytes u64: what statfs shows as used
              "cached_bytes" u64, sum of the present blocks of `blocks`
+             "changes"      u64, how many changes requests have made: the sequence of `applied`
              "import/ID"    an import not finished yet, JSON (see `importing`): {"started_ns", "order"};
                             ID: 32 hexadecimal digits, the first half of SHA-256 of the prefix
              "import/ID/N/range"  JSON: the keys that shard N (8 digits) is to list
@@ -40,6 +41,9 @@ orphans    ino u64 → u64, wall clock ns since when no name leads there; the re
 What was changed here and is not (all) in the object store:
 
 names      cookie u64 → parent ino u64, name: for every directory, and for inodes whose place is not what their key says
+           (all dirty ones among them); cookie: the ino (of a file with several names: the name whose path its object
+           shall have), or the position of a further hard link
+           ino u64, cookie u64 → nothing: the inode's further hard links
 targets    ino u64 → target of a symbolic link
 xattrs     ino u64, name → value
 dirty      ino u64 → since_ns u64, changed_ns u64, what u32 (1 CONTENT, 2 META, 4 CONFLICT, 8 NEVER), last error's text
@@ -86,6 +90,7 @@ DATABASES: Final = (
 
 U64: Final = struct.Struct("<Q")
 INO_KEY: Final = struct.Struct(">Q")
+LINK_KEY: Final = struct.Struct(">QQ")
 PART_KEY: Final = struct.Struct(">QI")
 ENTRY_VALUE: Final = struct.Struct("<QI")
 INODE_TAIL: Final = struct.Struct("<QHHHH")
@@ -113,6 +118,7 @@ DT_REG: Final = 8
 DT_LNK: Final = 10
 
 _NS: Final = 1_000_000_000
+_U64_MAX: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +159,11 @@ class Inode:
         return int(ATTR.unpack(self.attr)[9])
 
     @property
+    def gid(self) -> int:
+        """Return st_gid."""
+        return int(ATTR.unpack(self.attr)[12])
+
+    @property
     def links(self) -> int:
         """Return st_nlink."""
         return int(ATTR.unpack(self.attr)[10])
@@ -186,6 +197,11 @@ class Inode:
     def is_whole(self) -> bool:
         """Tell whether all content is in the staging file."""
         return bool(self.flags & FLAG_WHOLE)
+
+    @property
+    def is_sealed(self) -> bool:
+        """Tell whether the file is becoming clean."""
+        return bool(self.flags & FLAG_SEALED)
 
     @property
     def is_held(self) -> bool:
@@ -315,6 +331,43 @@ def with_links(inode: Inode, links: int) -> Inode:
     """Return a record with another st_nlink."""
     fields = ATTR.unpack(inode.attr)
     return replace(inode, attr=ATTR.pack(*fields[:10], links, *fields[11:]))
+
+
+def attr_with(
+    attr: bytes,
+    *,
+    size_bytes: int | None = None,
+    blocks: int | None = None,
+    atime_ns: int | None = None,
+    mtime_ns: int | None = None,
+    ctime_ns: int | None = None,
+    mode: int | None = None,
+    links: int | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    rdev: int | None = None,
+) -> bytes:
+    """Return a fuse_attr in which these fields have other values.  Times before 1970 are negative."""
+    fields = list(ATTR.unpack(attr))
+    new = {1: size_bytes, 2: blocks, 9: mode, 10: links, 11: uid, 12: gid, 13: rdev}
+    for at, time_ns in ((3, atime_ns), (4, mtime_ns), (5, ctime_ns)):
+        if time_ns is not None:
+            seconds, fields[at + 3] = divmod(time_ns, _NS)
+            fields[at] = seconds & _U64_MAX
+    for at, value in new.items():
+        if value is not None:
+            fields[at] = value
+    return ATTR.pack(*fields)
+
+
+def attr_times_ns(attr: bytes) -> tuple[int, int, int]:
+    """Return (atime, mtime, ctime) of a fuse_attr."""
+    fields = ATTR.unpack(attr)
+    times = []
+    for at in (3, 4, 5):
+        seconds = fields[at] - (_U64_MAX + 1) if fields[at] >> 63 else fields[at]
+        times.append(seconds * _NS + fields[at + 3])
+    return times[0], times[1], times[2]
 
 
 def directory_inode(ino: int, key: str, mtime_ns: int, owner: Ownership) -> Inode:

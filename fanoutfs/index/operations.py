@@ -18,6 +18,7 @@ from fanoutfs.index.format import (
     FLAG_STAGED,
     FORMAT_VERSION,
     U64,
+    Departed,
     Inode,
     Ownership,
     directory_inode,
@@ -241,6 +242,9 @@ class FreeOrphans:
                 DropBlocks(ino, part, -1).apply(txn)
             txn.delete_inode(ino)
             txn.changed.forget(ino)
+            departed = txn.changed.departed(inode.key) if inode.key else None
+            if departed is not None and departed.ino == ino:  # nobody can read its object any more: it may go
+                txn.changed.put_departed(inode.key, Departed(0, departed.version))
             freed.append(ino)
         return freed
 

@@ -73,8 +73,12 @@ class IndexTransaction:
 
     def new_ino(self) -> int:
         """Return an inode number that was never used in this index."""
+        return self.new_inos(1)
+
+    def new_inos(self, count: int) -> int:
+        """Return the first of so many consecutive inode numbers that were never used."""
         ino = self._counter(b"next_ino", FIRST_INO)
-        self.set_setting(b"next_ino", U64.pack(ino + 1))
+        self.set_setting(b"next_ino", U64.pack(ino + count))
         return ino
 
     def add_totals(self, files: int, size_bytes: int) -> None:

@@ -1,5 +1,6 @@
 """Opening a volume: what survives, and that two histories never mix."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -180,8 +181,9 @@ def stage(volume: Volume, ino: int, content: bytes, key: str | None, base: Versi
     fd = volume.staging.create(ino, ino + 100)
     os.pwrite(fd, content, 0)
     if key is not None:
-        volume.staging.label(ino, ino + 100, key)
-        volume.staging.label_base(ino, ino + 100, base, 0 if base is None else base.size_bytes)
+        volume.staging.tag(ino, ino + 100, key)
+    if base is not None:
+        volume.staging.tag_base(ino, ino + 100, base, base.size_bytes)
 
 
 def tree(volume: Volume) -> dict[str, Inode]:
@@ -236,7 +238,7 @@ def test_overlay_is_taken_over_with_its_object_and_the_blocks_it_has(path: Path)
     os.pwrite(volume.staging.descriptor(40, 140), b"x" * BLOCK_BYTES, BLOCK_BYTES)
     os.pwrite(volume.staging.descriptor(40, 140), b"torn", 2 * BLOCK_BYTES)
     os.pwrite(volume.staging.descriptor(40, 140), b"appended", base.size_bytes)
-    volume.staging.label_base(40, 140, base, base.size_bytes - 1)
+    volume.staging.tag_base(40, 140, base, base.size_bytes - 1)
     volume.close(path)
     lose_index(path)
     volume = opened(path)
@@ -248,15 +250,45 @@ def test_overlay_is_taken_over_with_its_object_and_the_blocks_it_has(path: Path)
     volume.close(path)
 
 
-def test_file_with_holes_that_nobody_explains_is_kept_under_another_name(path: Path) -> None:
+def test_file_written_anew_replaces_the_object_that_it_was(path: Path) -> None:
     volume = opened(path)
-    stage(volume, 40, b"", None)
-    os.truncate(volume.staging.descriptor(40, 140), 1 << 20)
-    volume.staging.label(40, 140, "a")
+    stage(volume, 40, b"new", "a")
+    volume.staging.tag_base(40, 140, Version("abc", "", 9, NOW_NS), 0)
     volume.close(path)
     lose_index(path)
     volume = opened(path)
-    assert set(tree(volume)) == {"a.recovered-28-8c"}
+    inode = tree(volume)["a"]
+    assert (inode.etag, inode.key) == ("abc", "a")
+    assert inode.flags & ~FLAG_ATTRS == FLAG_STAGED | FLAG_WHOLE
+    assert apply(volume.environment, lambda txn: txn.changed.base_size(40)) is None
+    volume.close(path)
+
+
+def test_overlay_that_was_cut_short_lacks_nothing_behind_its_end(path: Path) -> None:
+    volume = opened(path)
+    stage(volume, 40, b"", "a", Version("abc", "", 3 * BLOCK_BYTES, NOW_NS))
+    os.ftruncate(volume.staging.descriptor(40, 140), BLOCK_BYTES)
+    volume.close(path)
+    lose_index(path)
+    volume = opened(path)
+    assert apply(volume.environment, lambda txn: txn.changed.base_size(40)) == BLOCK_BYTES
+    volume.close(path)
+
+
+def test_files_on_a_disk_without_extended_attributes_are_kept_under_names_of_their_own(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> bytes:
+        raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(os, "getxattr", refuse)
+    monkeypatch.setattr(os, "setxattr", refuse)
+    volume = opened(path)
+    stage(volume, 40, b"one", "a")
+    volume.close(path)
+    lose_index(path)
+    volume = opened(path)
+    assert set(tree(volume)) == {"recovered-28-8c"}
     volume.close(path)
 
 
