@@ -43,6 +43,7 @@ from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.numbers import Numbers
+from fanoutfs.core.objectattributes import AttributeReader
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.plans import Plans
@@ -262,6 +263,13 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             row=row,
         )
         freshness = Freshness(listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=config.metadata_ttl)
+        attributes = AttributeReader(
+            nursery=nursery,
+            backend=backend,
+            writer=writer,
+            distrust=listings.distrust,
+            patience_s=config.op_timeout,
+        )
         filesystem = FileSystem(
             reader=reader,
             listings=listings,
@@ -269,6 +277,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             freshness=freshness,
             shared=task.shared,
             metadata_ttl_s=config.metadata_ttl,
+            attributes=attributes if config.object_attributes == "lookup" else None,
         )
         small_cache_bytes = int(config.cache_size * config.small_cache_share)
         plans = Plans(
