@@ -26,7 +26,6 @@ import trio
 
 from fanoutfs.backend import Backend, open_backend
 from fanoutfs.cache.arena import Arena
-from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.clock import SystemClock
 from fanoutfs.config.schema import MountConfig
@@ -45,6 +44,7 @@ from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.numbers import Numbers
+from fanoutfs.core.objectattributes import AttributeReader
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.outbound import Outbound, make_outbound
@@ -92,8 +92,6 @@ _READER_CHECK_S: Final = 10.0
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
 _BROKEN_POLL_S: Final = 0.2
-_ROOM_POLL_S: Final = 0.1
-"""How late fronts learn that staging is full: what a disk can take in that time may be staged beyond the cap."""
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
 
@@ -166,7 +164,7 @@ def prepare(task: CoreTask) -> tuple[Volume, Backend]:
     first_ino = max(FIRST_INO, now_ns // 1_000_000_000 << 24)
     wanted = OpenVolume(task.identity, task.ownership, now_ns, first_ino)
     grace = Grace(task.shared, task.config.front_count())
-    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait)
+    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait, task.root_prefix)
     if not task.is_first and not volume.was_known:
         volume.close(task.volume_path)
         # The fronts of this generation hold the lost one open: the next generation begins with the new one.
@@ -268,6 +266,13 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             row=row,
         )
         freshness = Freshness(listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=config.metadata_ttl)
+        attributes = AttributeReader(
+            nursery=nursery,
+            backend=backend,
+            writer=writer,
+            distrust=listings.distrust,
+            patience_s=config.op_timeout,
+        )
         filesystem = FileSystem(
             reader=reader,
             listings=listings,
@@ -275,6 +280,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             freshness=freshness,
             shared=task.shared,
             metadata_ttl_s=config.metadata_ttl,
+            attributes=attributes if config.object_attributes == "lookup" else None,
         )
         small_cache_bytes = int(config.cache_size * config.small_cache_share)
         plans = Plans(
@@ -302,7 +308,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         )
         durable = Durable(environment, writer)
         numbers = Numbers(writer)
-        staging_files = StagingFiles(task.volume_path)
+        staging_files = volume.staging
         await recover(
             environment,
             reader,
@@ -443,7 +449,8 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
         entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
-        nursery.start_soon(_kept_going, "staging room", partial(_tell_of_room, space, task.shared), row)
+        keep_room = partial(space.keep_staging_room, partial(_tell_of_room, task.shared))
+        nursery.start_soon(_kept_going, "staging room", keep_room, row)
         stored = outbound.uploads.wait if outbound is not None and config.durability == "remote" else None
         operations = Operations(filesystem, changes, staging, entry_timeout_s, row, stored)
         await _answer_requests(task.relay, operations, config.front_count())
@@ -486,11 +493,9 @@ async def _kept_going(name: str, task: Callable[[], Awaitable[None]], row: memor
         await trio.sleep(_TASK_PAUSE_S)
 
 
-async def _tell_of_room(space: Space, shared: SharedState) -> None:
-    """Have fronts ask before they write while what is staged is at its cap."""
-    while True:
-        shared.flags[STAGING_FULL] = not space.staging_room()
-        await trio.sleep(_ROOM_POLL_S)
+def _tell_of_room(shared: SharedState, is_full: bool) -> None:
+    """Have fronts ask before they write while there is no room in staging."""
+    shared.flags[STAGING_FULL] = is_full
 
 
 async def _expire_what_was_told(notifier: Notifier) -> None:
