@@ -87,17 +87,34 @@ class CacheFiles:
     def remove(self, ino: int) -> None:
         """Delete the inode's file; no error when there is none.
 
-        Truncated first: a front may keep a descriptor of it for long, and with it the disk space.
+        Truncated first: a front may keep a descriptor of it for long, and with it the disk space.  But not what has
+        another name, in staging: there it is the only copy.
         """
         self.forget(ino)
         path = self.relative_path(ino)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._root)
-            os.ftruncate(fd, 0)
-            os.close(fd)
+            try:
+                if os.fstat(fd).st_nlink == 1:
+                    os.ftruncate(fd, 0)
+            finally:
+                os.close(fd)
             os.unlink(path, dir_fd=self._root)
         except FileNotFoundError:
             pass
+
+    def adopt(self, ino: int, path: Path) -> None:
+        """Let a file that holds a whole content be the inode's file as well.  Raises OSError.
+
+        A link, not a rename: where it was it stays until the index says that it is here.
+        """
+        self.remove(ino)
+        target = self.relative_path(ino)
+        try:
+            os.link(path, target, dst_dir_fd=self._root, follow_symlinks=False)
+        except FileNotFoundError:
+            os.mkdir(target.partition("/")[0], 0o700, dir_fd=self._root)
+            os.link(path, target, dst_dir_fd=self._root, follow_symlinks=False)
 
     def folders(self) -> list[str]:
         """Return the names of the folders that hold files."""

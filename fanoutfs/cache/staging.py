@@ -6,19 +6,32 @@ with a bounded table of descriptors of its own.  An inode that becomes clean and
 stands in its record: so a descriptor that a front kept is never taken for the new file's.  The core removes or renames
 a file only after a grace period.
 
-The extended attribute `user.fanoutfs.key` of a file is the object key its content shall have: all that is needed to
-save the content when the index is lost.
+Two extended attributes save the content when the index is lost (see `cache.salvage`): `user.fanoutfs.key` is the
+object key that it shall have, and `user.fanoutfs.base` the object it was before, which fills what the file lacks, as
+JSON [size up to where, etag, version id, size, mtime ns].  A file without a key was never acknowledged to anybody.
 """
 
 import contextlib
+import json
 import os
 import stat
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from fanoutfs.records import Version
+from fanoutfs.wire.kernel import ATTR_SIZE
+
+_NS: Final = 1_000_000_000
+_U64_MASK: Final = (1 << 64) - 1
+# The fields of fuse_attr that a staging file knows; the others lie between them.
+_SIZE_BLOCKS: Final = struct.Struct("<QQ")
+_TIMES: Final = struct.Struct("<QQ")
+_NANOSECONDS: Final = struct.Struct("<II")
 KEY_XATTR: Final = "user.fanoutfs.key"
+BASE_XATTR: Final = "user.fanoutfs.base"
 _MAX_DESCRIPTORS: Final = 512
 
 
@@ -69,6 +82,10 @@ class StagingFiles:
         """Return a descriptor that the caller closes: for a worker thread that outlives the table's entry."""
         return os.dup(self.descriptor(ino, life))
 
+    def scratch(self) -> int:
+        """Return a descriptor of an empty file without a name, which the caller closes.  Raises OSError."""
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self._root)
+
     def _keep(self, ino: int, life: int, fd: int) -> None:
         self._open[ino, life] = fd
         if len(self._open) > _MAX_DESCRIPTORS:
@@ -80,6 +97,17 @@ class StagingFiles:
         if fd is not None:
             os.close(fd)
 
+    @property
+    def has_open(self) -> bool:
+        """Tell whether any descriptor is kept."""
+        return bool(self._open)
+
+    def close_removed(self) -> None:
+        """Close descriptors of files that no name leads to any more: they hold the disk space."""
+        for (ino, life), fd in list(self._open.items()):
+            if not os.fstat(fd).st_nlink:
+                self.forget(ino, life)
+
     def stat(self, ino: int, life: int) -> os.stat_result:
         """Return size, times and blocks of an inode's content.  Raises OSError."""
         return os.fstat(self.descriptor(ino, life))
@@ -89,6 +117,20 @@ class StagingFiles:
         self.forget(ino, life)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name(ino, life), dir_fd=self._root)
+
+    def tag(self, ino: int, life: int, key: str) -> None:
+        """Say in the file itself which object its content shall be."""
+        with contextlib.suppress(OSError):  # a file system without extended attributes: only a lost index needs it
+            os.setxattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
+
+    def tag_base(self, ino: int, life: int, base: Version, base_size: int) -> None:
+        """Say in a file which object it was before; that fills what it lacks below base_size.
+
+        To be called before the index says so.
+        """
+        record = [base_size, base.etag, base.version_id, base.size_bytes, base.mtime_ns]
+        with contextlib.suppress(OSError):
+            os.setxattr(self.descriptor(ino, life), BASE_XATTR, json.dumps(record).encode())
 
     def path(self, ino: int, life: int) -> Path:
         """Return a file's path, for renaming it into the cache."""
@@ -120,3 +162,26 @@ class StagingFiles:
             os.close(fd)
         self._open.clear()
         os.close(self._root)
+
+
+def staged_attr(value: bytes | memoryview, status: os.stat_result, *, is_whole: bool) -> bytes:
+    """Return the fuse_attr of a staged inode: the record's, with size, mtime, ctime and blocks of the staging file.
+
+    An overlay's file has holes where the object's blocks are still good: they count as blocks, or programs that
+    compare size and blocks would take the file for a sparse one.
+    """
+    size = status.st_size
+    blocks = status.st_blocks if is_whole else (size + 511) // 512
+    mtime, mtime_ns = divmod(status.st_mtime_ns, _NS)
+    ctime, ctime_ns = divmod(status.st_ctime_ns, _NS)
+    return b"".join(
+        (
+            value[0:8],
+            _SIZE_BLOCKS.pack(size, blocks),
+            value[24:32],
+            _TIMES.pack(mtime & _U64_MASK, ctime & _U64_MASK),
+            value[48:52],
+            _NANOSECONDS.pack(mtime_ns, ctime_ns),
+            value[60:ATTR_SIZE],
+        )
+    )

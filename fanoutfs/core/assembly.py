@@ -16,7 +16,9 @@ from fanoutfs.clock import Clock, SystemClock
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.arena import ArenaSlots
-from fanoutfs.core.filesystem import FileSystem
+from fanoutfs.core.changes import Changes
+from fanoutfs.core.durable import Durable
+from fanoutfs.core.filesystem import FileSystem, resolve_path
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.grace import Grace
@@ -24,19 +26,26 @@ from fanoutfs.core.imports import Imports
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.numbers import Numbers
+from fanoutfs.core.objectattributes import AttributeReader
 from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.outbound import Outbound, make_outbound
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
+from fanoutfs.core.staged import StagedBytes
+from fanoutfs.core.staging import Staging
 from fanoutfs.core.task import CoreTask
 from fanoutfs.core.warming import Warming
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import CORE_ROW
+from fanoutfs.records import ROOT_INO
 
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
@@ -82,9 +91,18 @@ class Data:
 
     arena: ArenaSlots
     admission: Admission
+    staged: StagedBytes
     space: Space
     fills: Fills
     orphans: OrphanReaper
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What changes the tree, here."""
+
+    staging: Staging
+    changes: Changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +131,7 @@ class Core:
     names: Names
     data: Data
     filesystem: FileSystem
+    writing: Writing
     ahead: Ahead
     long_work: LongWork
 
@@ -138,6 +157,13 @@ def build_core(base: Base, nursery: trio.Nursery) -> Core:
     """Put all parts together.  nursery: where listings, fills and jobs will run."""
     names = _build_names(base, nursery)
     data = _build_data(base, nursery)
+    attributes = AttributeReader(
+        nursery=nursery,
+        backend=base.backend,
+        writer=base.writer,
+        distrust=names.listings.distrust,
+        patience_s=base.config.op_timeout,
+    )
     filesystem = FileSystem(
         reader=base.reader,
         listings=names.listings,
@@ -145,9 +171,43 @@ def build_core(base: Base, nursery: trio.Nursery) -> Core:
         freshness=names.freshness,
         shared=base.task.shared,
         metadata_ttl_s=base.config.metadata_ttl,
+        attributes=attributes if base.config.object_attributes == "lookup" else None,
     )
-    ahead = _build_ahead(base, data, filesystem)
-    return Core(base, names, data, filesystem, ahead, _build_long_work(base, names, data, nursery))
+    return Core(
+        base,
+        names,
+        data,
+        filesystem,
+        _build_writing(base, data, filesystem),
+        _build_ahead(base, data, filesystem),
+        _build_long_work(base, names, data, nursery),
+    )
+
+
+def build_outbound(core: Core, tag: str) -> Outbound:
+    """Put together what brings changes to the store, and let those who make them tell it.  tag: see TagVolume."""
+    base, writing = core.base, core.writing
+    outbound = make_outbound(
+        config=base.config,
+        backend=base.backend,
+        root_prefix=base.task.root_prefix,
+        reader=base.reader,
+        writer=base.writer,
+        files=base.volume.staging,
+        staging=writing.staging,
+        grace=base.grace,
+        listings=core.names.listings,
+        jobs=core.long_work.jobs,
+        locate=partial(resolve_path, core.filesystem, base.reader, ROOT_INO),
+        ownership=base.task.ownership,
+        clock=base.clock,
+        tag=tag,
+        row=base.row,
+    )
+    writing.changes.note_dirty = outbound.note_changed
+    writing.changes.is_uploading = outbound.uploads.is_uploading
+    writing.staging.note_dirty = outbound.uploads.note_dirty
+    return outbound
 
 
 def _build_names(base: Base, nursery: trio.Nursery) -> Names:
@@ -175,6 +235,7 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
     arena = ArenaSlots(base.task.arena, base.grace)
     admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
+    staged = StagedBytes(base.task.volume_path, partial(base.task.shared.total, Count.WRITER_BYTES))
     space = Space(
         cap_bytes=config.cache_size,
         floor_bytes=config.free_space_floor,
@@ -184,6 +245,8 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
         files=volume.files,
         small=volume.small,
         grace=base.grace,
+        staged=staged,
+        staging_cap_bytes=config.staging_bytes(),
         row=base.row,
     )
     fills = Fills(
@@ -205,14 +268,47 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
         environment=volume.environment,
         writer=base.writer,
         files=volume.files,
+        staging=volume.staging,
         small=volume.small,
+        space=space,
         notifier=base.notifier,
         grace=base.grace,
         readahead=readahead,
         clock=base.clock,
         row=base.row,
     )
-    return Data(arena, admission, space, fills, orphans)
+    return Data(arena, admission, staged, space, fills, orphans)
+
+
+def _build_writing(base: Base, data: Data, filesystem: FileSystem) -> Writing:
+    numbers = Numbers(base.writer)
+    staging = Staging(
+        reader=base.reader,
+        writer=base.writer,
+        staging=base.volume.staging,
+        files=base.volume.files,
+        small=base.volume.small,
+        fills=data.fills,
+        arena=data.arena,
+        space=data.space,
+        grace=base.grace,
+        durable=Durable(base.volume.environment, base.writer),
+        numbers=numbers,
+        ownership=base.task.ownership,
+        root_prefix=base.task.root_prefix,
+        clock=base.clock,
+        op_timeout_s=base.config.op_timeout,
+    )
+    changes = Changes(
+        filesystem=filesystem,
+        staging=staging,
+        reader=base.reader,
+        writer=base.writer,
+        numbers=numbers,
+        root_prefix=base.task.root_prefix,
+        clock=base.clock,
+    )
+    return Writing(staging, changes)
 
 
 def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:

@@ -30,6 +30,7 @@ class HintListeners:
     """Runs of entries that the kernel was given: (first inode, how many)."""
     pushed: Sequence[Callable[[Sequence[tuple[int, int]]], None]]
     """Runs of small files whose contents the kernel was given: (first inode, how many)."""
+    written: Callable[[int], None]
 
 
 async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
@@ -55,6 +56,8 @@ async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
                     pushed.append((hint.ino, hint.part))
                 elif hint.kind is HintKind.PART_READ:
                     listeners.part_read(hint.ino, hint.part)
+                elif hint.kind is HintKind.WRITTEN:
+                    listeners.written(hint.ino)
                 elif hint.kind is HintKind.DIRECTORY_USED:
                     listeners.directory_used(hint.ino)
         if listed:

@@ -11,6 +11,7 @@ environments close.  Being killed at any point loses nothing but cached bytes.
 import ctypes
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -24,7 +25,7 @@ import trio
 from fanoutfs.backend import Backend, open_backend
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.clock import SystemClock
-from fanoutfs.core.assembly import Core, build_base, build_core
+from fanoutfs.core.assembly import Core, build_base, build_core, build_outbound
 from fanoutfs.core.control import Command, ControlServer
 from fanoutfs.core.filesystem import resolve_path
 from fanoutfs.core.freshness import epoch_s
@@ -32,6 +33,8 @@ from fanoutfs.core.grace import Grace
 from fanoutfs.core.hints import HintListeners, take_hints
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
+from fanoutfs.core.outbound import Outbound
+from fanoutfs.core.recovery import recover
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
 from fanoutfs.core.task import CoreTask
@@ -47,8 +50,9 @@ from fanoutfs.errors import (
 )
 from fanoutfs.index.format import FIRST_INO
 from fanoutfs.index.operations import OpenVolume
+from fanoutfs.index.publishing import TagVolume
 from fanoutfs.observe.catalog import Count
-from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, bump
+from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, STAGING_FULL, SharedState, bump
 from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
 from fanoutfs.records import MIB, ROOT_INO
 from fanoutfs.wire.kernel import FOREVER_S
@@ -108,7 +112,7 @@ def prepare(task: CoreTask) -> tuple[Volume, Backend]:
     first_ino = max(FIRST_INO, now_ns // 1_000_000_000 << 24)
     wanted = OpenVolume(task.identity, task.ownership, now_ns, first_ino)
     grace = Grace(task.shared, task.config.front_count())
-    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait)
+    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait, task.root_prefix)
     if not task.is_first and not volume.was_known:
         volume.close(task.volume_path)
         # The fronts of this generation hold the lost one open: the next generation begins with the new one.
@@ -157,23 +161,38 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
     config = task.config
     base = build_base(task, volume, backend, has_epoch=go.has_epoch)
     async with trio.open_nursery() as nursery:
+        await recover(
+            volume.environment,
+            base.reader,
+            base.writer,
+            volume.staging,
+            volume.small,
+            task.root_prefix,
+            base.clock.wall_ns(),
+            is_first=task.is_first,
+        )
         core = build_core(base, nursery)
-        _start_background(core, nursery)
+        outbound = None
+        if not config.read_only:
+            outbound = build_outbound(core, await base.writer.run(TagVolume(secrets.token_hex(6)).apply))
+        _start_background(core, outbound, nursery)
         imports = core.long_work.imports
         if config.import_source and (task.is_first or imports.is_unfinished(ROOT_INO)):
             imports.start(ROOT_INO)
-        operations = Operations(core.filesystem, entry_timeout(go.has_epoch, config.metadata_ttl), base.row)
+        stored = outbound.uploads.wait if outbound is not None and config.durability == "remote" else None
+        writing, entry_timeout_s = core.writing, entry_timeout(go.has_epoch, config.metadata_ttl)
+        operations = Operations(core.filesystem, writing.changes, writing.staging, entry_timeout_s, base.row, stored)
         await _answer_requests(task.relay, operations, config.front_count())
         nursery.cancel_scope.cancel()
     base.writer.stop()
 
 
-def _start_background(core: Core, nursery: trio.Nursery) -> None:
+def _start_background(core: Core, outbound: Outbound | None, nursery: trio.Nursery) -> None:
     """Start what runs beside the requests, for as long as the nursery lives."""
     base, data, ahead = core.base, core.data, core.ahead
     task, volume, row = base.task, base.volume, base.row
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
-    nursery.start_soon(ControlServer(listener, _commands(core)).run)
+    nursery.start_soon(ControlServer(listener, _commands(core, outbound)).run)
     nursery.start_soon(base.notifier.run)
     if not task.is_first:
         nursery.start_soon(_expire_what_was_told, base.notifier)
@@ -183,6 +202,7 @@ def _start_background(core: Core, nursery: trio.Nursery) -> None:
         small_reads=(ahead.prefetch.note_reads, ahead.push.note_reads),
         listed=ahead.push.note_listed,
         pushed=(ahead.plans.note_pushed, ahead.prefetch.note_pushed),
+        written=_nothing if outbound is None else outbound.uploads.note_dirty,
     )
     background: dict[str, Callable[[], Awaitable[None]]] = {
         "strays": partial(collect_strays, volume.files, volume.environment, base.reader, data.space),
@@ -193,6 +213,9 @@ def _start_background(core: Core, nursery: trio.Nursery) -> None:
         "tidying": partial(keep_tidy, volume.small, data.space),
         "hints": partial(take_hints, task.hints, listeners),
         "dead readers": partial(_release_dead_readers, volume),
+        "staged bytes": data.staged.run,
+        "staging room": partial(data.space.keep_staging_room, partial(_tell_of_room, task.shared)),
+        **(outbound.tasks() if outbound is not None else {}),
     }
     if task.push is not None:
         background["pushed"] = partial(take_hints, task.push, listeners)
@@ -202,7 +225,7 @@ def _start_background(core: Core, nursery: trio.Nursery) -> None:
     nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
 
 
-def _commands(core: Core) -> dict[str, Command]:
+def _commands(core: Core, outbound: Outbound | None) -> dict[str, Command]:
     """Return what the control socket answers."""
     base, filesystem, long_work = core.base, core.filesystem, core.long_work
 
@@ -217,6 +240,7 @@ def _commands(core: Core) -> dict[str, Command]:
             core.names.freshness,
             core.data.admission,
             core.ahead.plans,
+            outbound,
         )
 
     async def invalidate(request: Mapping[str, Any]) -> None:
@@ -227,6 +251,7 @@ def _commands(core: Core) -> dict[str, Command]:
         "status": status,
         "invalidate": invalidate,
         **core.ahead.plans.commands(),
+        **(outbound.commands() if outbound is not None else {}),
         **long_commands(long_work.jobs, long_work.imports, long_work.warming),
     }
 
@@ -260,6 +285,15 @@ async def _kept_going(name: str, task: Callable[[], Awaitable[None]], row: memor
             bump(row, Count.REQUEST_ERRORS)
             log.exception("background task failed task=%s", name)
         await trio.sleep(_TASK_PAUSE_S)
+
+
+def _tell_of_room(shared: SharedState, is_full: bool) -> None:
+    """Have fronts ask before they write while there is no room in staging."""
+    shared.flags[STAGING_FULL] = is_full
+
+
+def _nothing(_ino: int) -> None:
+    """Nobody wants to know."""
 
 
 async def _expire_what_was_told(notifier: Notifier) -> None:

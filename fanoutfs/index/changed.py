@@ -3,7 +3,7 @@
 `ChangedRecords` reads and, in the writer's transactions, writes them; it keeps nothing between calls.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, Final
 
 import lmdb
@@ -11,6 +11,7 @@ import lmdb
 from fanoutfs.index.format import (
     APPLIED,
     INO_KEY,
+    LINK_KEY,
     MASK,
     PART_KEY,
     TOKEN_KEY,
@@ -50,6 +51,20 @@ class ChangedRecords:
     def delete_name(self, cookie: int) -> None:
         """Forget an entry's place."""
         self._txn.delete(INO_KEY.pack(cookie), db=self._db.names)
+
+    def links(self, ino: int) -> list[int]:
+        """Return the cookies of an inode's further hard links."""
+        keys = [key for key, _value in self._below(INO_KEY.pack(ino), self._db.names)]
+        return [LINK_KEY.unpack(key)[1] for key in keys if len(key) == LINK_KEY.size]
+
+    def put_link(self, ino: int, cookie: int) -> None:
+        """Record a further hard link; its place is recorded under the cookie."""
+        self._txn.put(LINK_KEY.pack(ino, cookie), b"", db=self._db.names)
+
+    def delete_link(self, ino: int, cookie: int) -> None:
+        """Forget a further hard link and its place."""
+        self._txn.delete(LINK_KEY.pack(ino, cookie), db=self._db.names)
+        self.delete_name(cookie)
 
     # --- symbolic links and extended attributes ----------------------------------------------------------------
 
@@ -136,6 +151,8 @@ class ChangedRecords:
 
     def forget(self, ino: int) -> None:
         """Remove everything that is recorded of an inode: it was freed."""
+        for cookie in self.links(ino):
+            self.delete_link(ino, cookie)
         self.delete_name(ino)
         self.delete_target(ino)
         for name in self.xattrs(ino):
@@ -147,8 +164,16 @@ class ChangedRecords:
 
     def departed(self, key: str) -> Departed | None:
         """Return what became of an object (or a prefix, ending with "/") that is in the store but not here."""
-        value = self._txn.get(_stored(key), db=self._db.departed)
+        stored = key.encode("utf-8", "surrogateescape")
+        if len(stored) > _KEY_MAX_BYTES:
+            return None  # see put_departed
+        value = self._txn.get(stored, db=self._db.departed)
         return None if value is None else unpack_departed(value)
+
+    @property
+    def has_departed(self) -> bool:
+        """Tell whether any object is in the store but not at its place here."""
+        return bool(self._txn.stat(self._db.departed)["entries"])
 
     def put_departed(self, key: str, record: Departed) -> None:
         """Record that an object is in the store but not at its place here.  Keys above LMDB's limit: ValueError."""
@@ -162,6 +187,31 @@ class ChangedRecords:
         """Yield (key, record) in order of keys; nothing may be changed meanwhile."""
         for key, value in self._below(prefix.encode("utf-8", "surrogateescape"), self._db.departed):
             yield key.decode("utf-8", "surrogateescape"), unpack_departed(value)
+
+    @property
+    def departed_count(self) -> int:
+        """Return how many keys are in the store but not at their place here."""
+        return int(self._txn.stat(self._db.departed)["entries"])
+
+    def is_departed_below(self, prefix: str, but: Set[str] = frozenset()) -> bool:
+        """Tell whether a key below a prefix is departed, save those in `but`."""
+        return any(key != prefix and key not in but for key, _departed in self.all_departed(prefix))
+
+    def prefixes_of(self, ino: int) -> list[str]:
+        """Return the departed prefixes whose objects belong to a directory."""
+        return [key for key, departed in self.all_departed() if departed.ino == ino and key.endswith("/")]
+
+    def departed_behind(self, after: str, limit: int) -> list[tuple[str, Departed]]:
+        """Return the first (key, record) behind a key ("": all), in order of keys."""
+        found: list[tuple[str, Departed]] = []
+        start = after.encode("utf-8", "surrogateescape") + b"\0" if after else b""
+        with self._txn.cursor(db=self._db.departed) as cursor:
+            more = cursor.set_range(start) if start else cursor.first()
+            while more and len(found) < limit:
+                key = bytes(cursor.key()).decode("utf-8", "surrogateescape")
+                found.append((key, unpack_departed(bytes(cursor.value()))))
+                more = cursor.next()
+        return found
 
     # --- changes that were applied -----------------------------------------------------------------------------
 
@@ -179,6 +229,13 @@ class ChangedRecords:
                 while more:
                     is_old = APPLIED.unpack(cursor.value())[2] + _APPLIED_KEPT <= sequence
                     more = cursor.delete() if is_old else cursor.next()
+
+    def forget_applied(self) -> None:
+        """Forget all of them: a new mount counts its requests from the beginning."""
+        with self._txn.cursor(db=self._db.applied) as cursor:
+            more = cursor.first()
+            while more:
+                more = cursor.delete()
 
     def _below(self, prefix: bytes, database: Any) -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(db=database) as cursor:

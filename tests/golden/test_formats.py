@@ -13,7 +13,6 @@ from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.index.format import (
     DATABASES,
     DT_REG,
-    ENTRY_COOKIE_VALUE,
     ENTRY_VALUE,
     FLAG_LISTED,
     FORMAT_VERSION,
@@ -22,16 +21,10 @@ from fanoutfs.index.format import (
     PART_VALUE,
     TOTALS,
     U64,
-    Departed,
-    Dirty,
-    DirtyRecord,
     Inode,
     Ownership,
-    cookie_of,
     directory_inode,
     file_inode,
-    unpack_departed,
-    unpack_dirty,
     unpack_inode,
 )
 from fanoutfs.index.importing import (
@@ -77,9 +70,8 @@ DIRECTORY_RECORD = (
 def test_constants_that_shape_the_files() -> None:
     assert FORMAT_VERSION == 2
     assert (BLOCK_BYTES, PART_BLOCKS) == (262_144, 32)
-    of_the_store = (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
-    of_changes = (b"names", b"targets", b"xattrs", b"dirty", b"staged", b"local", b"departed", b"applied")
-    assert of_the_store + of_changes == DATABASES
+    assert DATABASES[:5] == (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+    assert DATABASES[5:] == (b"names", b"targets", b"xattrs", b"dirty", b"staged", b"local", b"departed", b"applied")
 
 
 def test_file_record() -> None:
@@ -102,21 +94,6 @@ def test_keys_sort_by_number() -> None:
 def test_entry() -> None:
     assert (INO_KEY.pack(1) + b"name").hex() == "00000000000000016e616d65"
     assert ENTRY_VALUE.pack(0x1234, DT_REG).hex() == "341200000000000008000000"
-
-
-def test_entry_of_a_further_hard_link() -> None:
-    value = ENTRY_COOKIE_VALUE.pack(0x1234, DT_REG, 0x5678)
-    assert value.hex() == "341200000000000008000000" + "7856000000000000"
-    assert (cookie_of(value), cookie_of(ENTRY_VALUE.pack(0x1234, DT_REG))) == (0x5678, 0x1234)
-
-
-def test_records_of_changes() -> None:
-    dirty = DirtyRecord(1, 2, Dirty.CONTENT | Dirty.CONFLICT, "no")
-    assert dirty.pack().hex() == "0100000000000000" + "0200000000000000" + "05000000" + "6e6f"
-    assert unpack_dirty(dirty.pack()) == dirty
-    departed = Departed(0x1234, Version("e", "v", 3, 4))
-    assert departed.pack().hex() == "3412000000000000" + "0300000000000000" + "0400000000000000" + "0100" + "6576"
-    assert unpack_departed(departed.pack()) == departed
 
 
 def test_part_map() -> None:
