@@ -91,6 +91,7 @@ class Handlers:
         self._next_tidy_s = 0.0
         self._hints = hints
         self._shared = shared
+        self._positions = shared.positions
         self._row = row
         self._ttl_ns = metadata_ttl_s * 1e9
         self._tracks_use = metadata_ttl_s != float("inf")
@@ -216,13 +217,14 @@ class Handlers:
                 return
             after = b""
             if offset > _DOTDOT_OFFSET:
-                last = self._index.name_at(txn, offset)
-                if last is None:  # freed since: where the listing stood is not known any more
+                last = self._positions.find(nodeid, offset) or self._index.name_at(txn, offset)
+                if not last:  # freed since: where the listing stood is not known any more
                     self._fail(opcode, unique, errno.ESTALE)
                     return
                 after = last
             records: list[bytes] = []
             files: list[int] = []
+            stands: tuple[int, bytes] | None = None
             used = 0
             plus = opcode is Opcode.READDIRPLUS
             for position, name in ((_DOT_OFFSET, b"."), (_DOTDOT_OFFSET, b"..")):
@@ -244,6 +246,9 @@ class Handlers:
                     if dtype == DT_REG:
                         files.append(ino)
                 records.append(pack_dirent(ino, cookie, dtype, name))
+                stands = (cookie, name)
+        if stands:
+            self._positions.note(nodeid, *stands)
         self._hints.note_directory(nodeid)
         self._row[ANSWERED_BASE + opcode] += 1
         self._kernel.answer(unique, b"".join(records))
