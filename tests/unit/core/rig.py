@@ -227,6 +227,7 @@ async def running_core(
             row=row,
         )
         checked: Backend = backend
+        staging_files = StagingFiles(path)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(notifier.run)
@@ -274,7 +275,6 @@ async def running_core(
                     metadata_ttl_s=float("inf"),
                 )
                 numbers = Numbers(writer)
-                staging_files = StagingFiles(path)
                 staging = Staging(
                     reader=reader,
                     writer=writer,
@@ -357,5 +357,6 @@ async def running_core(
                 await trio.to_thread.run_sync(writer.stop)
                 await trio.to_thread.run_sync(small.close)
                 files.close()
+                staging_files.close()
                 ours.close()
                 theirs.close()

@@ -49,12 +49,13 @@ class Front:
         relay = Relay(rig.relay, rig.shared, number, row, fronts=2)
         hints = HintSender(rig.hints, row, 60.0, has_pusher=False)
         self.staging = StagingFiles(rig.path)
+        self.files = CacheFiles(rig.path, writable=True)
         handlers = Handlers(
             kernel=kernel,
             relay=relay,
             index=IndexReader(rig.environment),
             small=SmallReader(rig.small),
-            blocks=BlockReader(CacheFiles(rig.path, writable=True)),
+            blocks=BlockReader(self.files),
             arena=rig.arena,
             staging=self.staging,
             hints=hints,
@@ -202,6 +203,7 @@ class Rig:
             end.close()
         for front in self.fronts:
             front.staging.close()
+            front.files.close()
 
 
 def write_body(offset: int, data: bytes, flags: int = 0) -> bytes:
