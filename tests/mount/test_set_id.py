@@ -2,9 +2,7 @@
 
 import os
 import stat
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +14,30 @@ from tests.support.servers import S3Server
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="another user's changes need root")
 
 NOBODY = 65534
-BY_NOBODY = {
-    "write": "f = open(path, 'r+b', buffering=0); f.write(b'x')",
-    "append": "f = open(path, 'ab', buffering=0); f.write(b'x')",
-    "truncate": "os.truncate(path, 1)",
-    "open O_TRUNC": "open(path, 'wb')",
-    "fallocate": "os.posix_fallocate(os.open(path, os.O_RDWR), 0, 10_000)",
-}
+
+
+def write(path: Path) -> None:
+    with path.open("r+b", buffering=0) as stream:
+        stream.write(b"x")
+
+
+def append(path: Path) -> None:
+    with path.open("ab", buffering=0) as stream:
+        stream.write(b"x")
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 1)
+
+
+def open_truncated(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def allocate(path: Path) -> None:
+    fd = os.open(path, os.O_RDWR)
+    os.posix_fallocate(fd, 0, 10_000)
+    os.close(fd)
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +56,19 @@ def local(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_as_nobody(program: str, path: Path) -> None:
-    command = [sys.executable, "-S", "-c", f"import os; path = {os.fspath(path)!r}; {program}"]
-    subprocess.run(command, user=NOBODY, group=NOBODY, extra_groups=[], check=True, cwd="/")
+def run_as_nobody(change: Callable[[Path], None], path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            change(path)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def mode_of(path: Path) -> int:
@@ -58,12 +83,14 @@ def put(path: Path, mode: int) -> Path:
 
 
 @pytest.mark.parametrize("mode", [0o6777, 0o4777, 0o2777, 0o2767], ids=oct)
-@pytest.mark.parametrize("change", BY_NOBODY)
-def test_change_by_another_user_takes_set_id_bits_away(mount: Mount, local: Path, change: str, mode: int) -> None:
+@pytest.mark.parametrize("change", [write, append, truncate, open_truncated, allocate])
+def test_change_by_another_user_takes_set_id_bits_away(
+    mount: Mount, local: Path, change: Callable[[Path], None], mode: int
+) -> None:
     found = []
     for directory in (mount.path, local):
-        path = put(directory / f"{change}-{mode:o}", mode)
-        run_as_nobody(BY_NOBODY[change], path)
+        path = put(directory / f"{change.__name__}-{mode:o}", mode)
+        run_as_nobody(change, path)
         found.append((mode_of(path), path.read_bytes()))
     assert found[0] == found[1]
 
@@ -88,5 +115,5 @@ def test_root_keeps_set_id_bits_when_it_writes(mount: Mount) -> None:
 def test_write_to_an_object_by_another_user_takes_set_id_bits_away(mount: Mount) -> None:
     path = mount.path / "clean"
     path.chmod(0o6777)
-    run_as_nobody(BY_NOBODY["write"], path)
+    run_as_nobody(write, path)
     assert (mode_of(path), path.read_bytes()) == (0o777, b"xontent")
