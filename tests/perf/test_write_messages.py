@@ -70,7 +70,7 @@ def test_exclusive_creation_of_what_is_there_costs_no_change(mount: Mount, direc
     with counted(mount) as seen, pytest.raises(OSError) as caught:
         create(directory / "file", os.O_EXCL)
     assert caught.value.errno == errno.EEXIST
-    assert seen == {}
+    assert seen == {"lookup_answered": 1}  # O_EXCL believes no cached name
 
 
 def test_opening_an_existing_file_with_o_creat_costs_nothing(mount: Mount, directory: Path) -> None:
@@ -147,11 +147,12 @@ def test_extended_attributes_are_read_without_the_core(mount: Mount, directory: 
     with counted(mount) as seen:
         assert os.getxattr(directory / "file", "user.colour") == b"blue"
         assert os.listxattr(directory / "file") == ["user.colour"]
-    assert seen == {"getxattr_answered": 1, "listxattr_answered": 2}
+    assert seen == {"getxattr_answered": 1, "listxattr_answered": 1}
 
 
 def test_links_are_followed_without_the_core_and_once(mount: Mount, directory: Path) -> None:
     (directory / "link").symlink_to("target")
+    directory.stat()
     with counted(mount) as seen:
         assert os.readlink(directory / "link") == "target"
         assert os.readlink(directory / "link") == "target"
