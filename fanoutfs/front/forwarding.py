@@ -13,7 +13,7 @@ from typing import Final
 
 from fanoutfs.front.kernel import KernelChannel
 from fanoutfs.front.relay import Relay
-from fanoutfs.front.staged import mode_of, without_set_id
+from fanoutfs.front.staged import mode_of, without_set_id, without_set_id_after_chown
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.catalog import ANSWERED_BASE
 from fanoutfs.wire.kernel import GETXATTR_IN, GETXATTR_OUT, IN_HEADER_SIZE, Opcode, SetattrValid
@@ -83,7 +83,7 @@ class Forwarding:
                 mode = 0 if value is None else mode_of(value)
             is_chown = bool(valid & (SetattrValid.UID | SetattrValid.GID))
             is_root = not _U32.unpack_from(packet, _UID_AT)[0]
-            settled = without_set_id(mode, is_privileged=is_chown and is_root)
+            settled = without_set_id_after_chown(mode) if is_chown and is_root else without_set_id(mode)
             if settled != mode:
                 valid |= SetattrValid.MODE
                 _U32.pack_into(patched, IN_HEADER_SIZE + _SETATTR_MODE_AT, settled)

@@ -38,17 +38,18 @@ def mode_of(value: bytes | memoryview) -> int:
     return int.from_bytes(value[60:64], "little")
 
 
-def without_set_id(mode: int, *, is_privileged: bool = False) -> int:
-    """Return a mode as it is after a change that takes set-ID bits away (inode(7), chown(2)).
+def without_set_id(mode: int) -> int:
+    """Return a mode as it is after a change by somebody who may not keep set-ID bits (inode(7), chown(2)).
 
-    Set-group-ID without group execution stays when a privileged process made the change.  The kernel lets members of
-    the file's group keep it as well (setattr_should_drop_sgid, since 6.2); who they are no request says.  Directories
-    keep theirs.
+    The kernel lets members of the file's group keep set-group-ID without group execution (setattr_should_drop_sgid,
+    since 6.2); who they are no request says.  Directories keep theirs.
     """
-    if not stat.S_ISREG(mode):
-        return mode
-    mode &= ~stat.S_ISUID
-    return mode if is_privileged and not mode & stat.S_IXGRP else mode & ~stat.S_ISGID
+    return mode & ~(stat.S_ISUID | stat.S_ISGID) if stat.S_ISREG(mode) else mode
+
+
+def without_set_id_after_chown(mode: int) -> int:
+    """Return a mode as it is after root has given a file to somebody: what is not executable keeps set-group-ID."""
+    return without_set_id(mode) | (0 if mode & stat.S_IXGRP else mode & stat.S_ISGID)
 
 
 def staged_attr(value: bytes | memoryview, status: os.stat_result, *, is_whole: bool) -> bytes:
