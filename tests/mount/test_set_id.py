@@ -2,6 +2,7 @@
 
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,10 +51,12 @@ def mount(weed: S3Server) -> Iterator[Mount]:
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Path:
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    return tmp_path
+def local() -> Iterator[Path]:
+    """A directory on the disk that everybody may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="fanoutfs-test-", dir="/var/tmp") as name:
+        path = Path(name)
+        path.chmod(0o755)
+        yield path
 
 
 def run_as_nobody(change: Callable[[Path], None], path: Path) -> None:
