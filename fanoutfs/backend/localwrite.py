@@ -32,7 +32,7 @@ from typing import Final
 
 from fanoutfs.backend.attributes import FileAttributes, decode_attributes, encode_attributes
 from fanoutfs.backend.keys import is_addressable
-from fanoutfs.backend.localfiles import SCRATCH_PREFIX, translate, version_of
+from fanoutfs.backend.localfiles import SCRATCH_PREFIX, is_version, translate, version_of
 from fanoutfs.backend.sigv4 import read_into
 from fanoutfs.backend.writing import (
     TOKEN_KEY,
@@ -145,7 +145,7 @@ class LocalWriter:
         """See Writer.copy_part."""
         with self._part(upload, number) as fd, self._source(source) as source_fd:
             _copy_range(source_fd, start, end, fd)
-            if version_of(os.fstat(source_fd)) != source.version:
+            if not is_version(os.fstat(source_fd), source.version):
                 raise VersionGoneError(f"{source.key}: the file changed while it was copied")
             os.fsync(fd)
             return Part(number, f"{number}-{end - start}", end - start)
@@ -211,7 +211,7 @@ class LocalWriter:
         with self._source(source) as source_fd, self._scratch(f"copy {source.key} to {key}") as (path, fd):
             kept = properties if properties is not None else _details(source.key, source_fd).properties
             _copy_range(source_fd, 0, source.version.size_bytes, fd)
-            if version_of(os.fstat(source_fd)) != source.version:
+            if not is_version(os.fstat(source_fd), source.version):
                 raise VersionGoneError(f"{source.key}: the file changed while it was copied")
             return self._publish(path, fd, key, condition, kept)
 
@@ -222,7 +222,7 @@ class LocalWriter:
             if key.endswith("/"):
                 os.rmdir(path)
                 return
-            if isinstance(condition, Version) and version_of(os.stat(path)) != condition:
+            if isinstance(condition, Version) and not is_version(os.stat(path), condition):
                 raise PreconditionFailedError(f"delete {key}: the file has changed")
             os.unlink(path)
         except OSError as error:
@@ -301,7 +301,7 @@ class LocalWriter:
         except OSError as error:
             raise translate(error, f"open {source.key}") from None
         try:
-            if version_of(os.fstat(fd)) != source.version:
+            if not is_version(os.fstat(fd), source.version):
                 raise VersionGoneError(f"{source.key}: the file has changed")
             yield fd
         finally:
@@ -355,7 +355,7 @@ def _replace(path: str, target: str, condition: Version, key: str) -> None:
     """Put a file in the place of the version that is expected there."""
     gone = PreconditionFailedError(f"write {key}: the file has changed or is gone")
     try:
-        if version_of(os.stat(target)) != condition:
+        if not is_version(os.stat(target), condition):
             raise gone
         if not _exchange(path, target):
             os.rename(path, target)

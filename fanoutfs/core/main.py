@@ -11,6 +11,7 @@ environments close.  Being killed at any point loses nothing but cached bytes.
 import ctypes
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -46,6 +47,7 @@ from fanoutfs.core.numbers import Numbers
 from fanoutfs.core.objectattributes import AttributeReader
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.outbound import Outbound, make_outbound
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
@@ -69,6 +71,7 @@ from fanoutfs.errors import (
 )
 from fanoutfs.index.format import FIRST_INO, Ownership
 from fanoutfs.index.operations import OpenVolume
+from fanoutfs.index.publishing import TagVolume
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
@@ -358,7 +361,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
 
         async def status(_request: Mapping[str, Any]) -> Any:
             return describe(
-                config, task.shared, space, volume.small, environment, filesystem, freshness, admission, plans
+                config, task.shared, space, volume.small, environment, filesystem, freshness, admission, plans, outbound
             )
 
         async def invalidate(request: Mapping[str, Any]) -> None:
@@ -387,7 +390,32 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             small=volume.small,
             metadata_ttl_s=config.metadata_ttl,
         )
+        outbound: Outbound | None = None
+        if not config.read_only:
+            outbound = make_outbound(
+                config=config,
+                backend=backend,
+                root_prefix=task.root_prefix,
+                reader=reader,
+                writer=writer,
+                files=staging_files,
+                staging=staging,
+                grace=grace,
+                listings=listings,
+                jobs=jobs,
+                locate=partial(resolve_path, filesystem, reader, ROOT_INO),
+                ownership=task.ownership,
+                clock=clock,
+                tag=await writer.run(TagVolume(secrets.token_hex(6)).apply),
+                row=row,
+            )
+            changes.note_dirty = outbound.note_changed
+            changes.is_uploading = outbound.uploads.is_uploading
+            staging.note_dirty = outbound.uploads.note_dirty
+            for name, outbound_task in outbound.tasks().items():
+                nursery.start_soon(_kept_going, name, outbound_task, row)
         commands = {
+            **(outbound.commands() if outbound is not None else {}),
             "status": status,
             "invalidate": invalidate,
             **plans.commands(),
@@ -414,6 +442,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             part_read=fills.note_part_read,
             small_reads=(prefetch.note_reads, push.note_reads),
             listed=push.note_listed,
+            written=_nothing if outbound is None else outbound.uploads.note_dirty,
         )
         nursery.start_soon(_kept_going, "hints", partial(take_hints, task.hints, listeners), row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
@@ -422,10 +451,15 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
         keep_room = partial(space.keep_staging_room, partial(_tell_of_room, task.shared))
         nursery.start_soon(_kept_going, "staging room", keep_room, row)
-        operations = Operations(filesystem, changes, staging, entry_timeout_s, row)
+        stored = outbound.uploads.wait if outbound is not None and config.durability == "remote" else None
+        operations = Operations(filesystem, changes, staging, entry_timeout_s, row, stored)
         await _answer_requests(task.relay, operations, config.front_count())
         nursery.cancel_scope.cancel()
     writer.stop()
+
+
+def _nothing(_ino: int) -> None:
+    """Nobody wants to know."""
 
 
 def entry_timeout(has_epoch: bool, metadata_ttl_s: float) -> float:
