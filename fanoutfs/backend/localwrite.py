@@ -126,8 +126,13 @@ class LocalWriter:
         upload_id = f"upload-{secrets.token_hex(8)}"
         document = {"key": key, "metadata": dict(properties.metadata), "content_type": properties.content_type}
         try:
-            self._make_writing()
-            os.mkdir(f"{self._writing}/{upload_id}", 0o700)
+            is_made = False
+            while not is_made:
+                self._make_writing()
+                # Gone when another thread has just removed the empty directory.
+                with contextlib.suppress(FileNotFoundError):
+                    os.mkdir(f"{self._writing}/{upload_id}", 0o700)
+                    is_made = True
             with open(f"{self._writing}/{upload_id}/{_PROPERTIES}", "w", encoding="utf-8") as stream:
                 json.dump(document, stream)
         except OSError as error:
@@ -253,7 +258,8 @@ class LocalWriter:
     def _make_writing(self) -> None:
         if not os.path.isdir(self._root or "/"):
             raise BucketMissingError(f"{self._root or '/'}: no such directory")
-        os.makedirs(self._writing, 0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._writing, 0o700)
 
     @contextlib.contextmanager
     def _scratch(self, what: str) -> Iterator[tuple[str, int]]:
