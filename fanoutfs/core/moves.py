@@ -7,8 +7,9 @@ A directory that moved from prefix P (its objects' keys) to T (its place), in st
   1. commit: T belongs to it as well, so that a further rename finds what is already there
   2. complete the knowledge of what is below P: each directory that was never listed is listed
   3. each file whose object is below P: copy to its place, commit its new key and that the old object has departed
-  4. each directory: its marker, if it has one, is put anew and the old one deleted; commit its new prefix
-  5. the old objects are deleted (as every departed object); then commit: nothing is below P any more
+  4. the old objects are deleted (as every departed object)
+  5. each directory: its marker, if it has one, is put anew and the old one deleted; commit its new prefix
+  6. commit: nothing is below P any more
 Until then listings do not see P, and the directory's names are those known here.  No object is deleted before the
 record of its file names another.  If T still belongs to another directory, that one moves first; if that waits for this
 one in turn, the objects go to a prefix aside first.
@@ -391,7 +392,9 @@ class Moves:
                 self._uploads.take_up(inode.ino)
                 self._uploads.hurry((inode.ino,))
                 move.left += 1
-            elif not await self._publisher.relocate(inode.ino, key):
+            elif await self._publisher.relocate(inode.ino, key):
+                self._uploads.take_up(inode.ino)  # it met a foreign object, and has another name now
+            else:
                 move.left += 1
         except StaleInodeError:
             move.left += 1  # removed meanwhile
@@ -401,12 +404,12 @@ class Moves:
 
     async def _finish(self, move: _Move) -> bool:
         """Note that nothing is below the old prefixes, once it is so."""
-        await self._move_markers(move)
+        own = {*move.old, move.target}
         with self._reader.begin() as txn:
             records = self._reader.changed(txn)
-            own = {*move.old, move.target}
             if any(records.is_departed_below(prefix, own) for prefix in move.old):
                 return False
+        await self._move_markers(move)
         for prefix in own:
             self._settle(prefix)
         is_done = await self._writer.run(FinishMove(move.ino, move.target, self._root_prefix).apply)

@@ -223,7 +223,8 @@ class Publisher:
             condition = departed.version
         elif inode.key == key and inode.etag and not is_link:
             condition = inode.version
-        moved = places.moved_prefix(key)
+        # Of an object that departed by itself it is known whether it is still needed: see `holder`.
+        moved = places.moved_prefix(key) if departed is None else None
         is_overlay = inode.is_staged and not inode.is_whole
         holder = places.holder(key)
         if holder is not None and self._reader.is_orphan(txn, holder):

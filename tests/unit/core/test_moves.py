@@ -223,7 +223,7 @@ async def test_random_changes_arrive_over_kills_and_lost_answers(tmp_path: Path,
                 await trio.sleep(walk.draw.choice([0, 0.005, 0.05]))
         async with sending(rig, tmp_path, upload_delay=0.01) as sender:
             try:
-                await sender.settled(30)
+                await sender.settled(8)
                 files = {path: content for path, content in walk.expected.items() if content is not None}
                 assert sender.bucket() == files
                 tree = await sender.tree()
