@@ -36,7 +36,7 @@ from fanoutfs.index.writer import GroupWriter
 
 log = logging.getLogger(__name__)
 
-_ABORT_RETRY_S: Final = 60.0
+_RETRY_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,12 @@ class Outbound:
 
     def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return the background tasks by name."""
-        return {"uploads": self.uploads.run, "moves": self.moves.run, "stale uploads": self._abort_stale}
+        return {
+            "uploads": self.uploads.run,
+            "moves": self.moves.run,
+            "stale uploads": self._abort_stale,
+            "intents": self._resolve_intents,
+        }
 
     def commands(self) -> dict[str, Command]:
         """Return the control commands."""
@@ -76,7 +81,16 @@ class Outbound:
                 return
             except FanoutError as error:
                 log.info("uploads of an earlier run are not aborted yet: %s", error)
-            await trio.sleep(_ABORT_RETRY_S)
+            await trio.sleep(_RETRY_S)
+
+    async def _resolve_intents(self) -> None:
+        """Find out, now and then, what came of requests whose answers nobody heard."""
+        while True:
+            try:
+                await self.publisher.resolve_intents(self.uploads.is_queued)
+            except FanoutError as error:
+                log.info("unanswered requests are not looked into yet: %s", error)
+            await trio.sleep(_RETRY_S)
 
 
 def make_outbound(

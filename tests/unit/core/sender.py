@@ -111,6 +111,7 @@ class Sender:
         self.outbound.uploads.note_dirty(ino)
         if other is not None:
             self.outbound.uploads.note_dirty(other)
+            await self.forget(other)
         self.outbound.moves.note_departed()
 
     async def unlink(self, path: str) -> None:
@@ -197,12 +198,12 @@ class Sender:
             departed = [f"{key} -> {record.ino}" for key, record in places.records.all_departed()]
         return dirty, departed
 
-    async def settled(self, deadline_s: float = 20.0) -> None:
+    async def settled(self, deadline_s: float = 6.0) -> None:
         """Return when the source has everything."""
         await until(lambda: self.left() == ([], []), lambda: f"left: {self.left()}", deadline_s)
 
 
-async def until(condition: Callable[[], Any], what: Callable[[], str], deadline_s: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], what: Callable[[], str], deadline_s: float = 6.0) -> None:
     """Return when a condition holds."""
     deadline = trio.current_time() + deadline_s
     while not condition():
