@@ -109,9 +109,9 @@ def make_tree(root: Path, seed: int = 1, files: int = 120, large_bytes: int = 9 
     (root / "link").symlink_to("folder 1/ünder-1")
     (root / "dangling").symlink_to("/nowhere/at/all")
     (root / "second name").hardlink_to(root / "big.bin")
-    for folder, folders, names in os.walk(root, topdown=False):
+    for at, folders, names in os.walk(root, topdown=False):
         for found in (*names, *folders):
-            os.utime(f"{folder}/{found}", (PAST_S, PAST_S + chance.randrange(1000)), follow_symlinks=False)
+            os.utime(f"{at}/{found}", (PAST_S, PAST_S + chance.randrange(1000)), follow_symlinks=False)
 
 
 @pytest.fixture(scope="module")
