@@ -142,6 +142,8 @@ ACTIONS: Final = st.sampled_from(
     [name for name, (weight, _arguments) in RULES.items() for _n in range(weight)]
 ).flatmap(lambda name: st.tuples(st.just(name), st.fixed_dictionaries(RULES[name][1])))
 
+MAKERS: Final = ("create", "mkdir", "symlink", "mknod")
+"""They are at their best where nothing is."""
 TIMELESS: Final = ("mmap_write", "handle_close", "evict")
 """ext4 takes the time of a store into a mapping when the page is first touched, FUSE when it is written back."""
 
@@ -165,6 +167,7 @@ class WritesMachine(RuleBasedStateMachine):
         self.tried = type(self).side(str(self.subject.root / self.top))
         self.known = Side(str(self.reference_root / self.top))
         self.next_handle = 0
+        self.steps = 0
         for path in ("d", "d/e", "g"):
             self._both("mkdir", {"path": path, "mode": 0o755})
         self._both("create", {"path": "d/a", "flags": 0, "mode": 0o644, "size": 3 * BLOCK_BYTES + 77, "seed": 6})
@@ -175,12 +178,23 @@ class WritesMachine(RuleBasedStateMachine):
         name, arguments = action
         if name.startswith("handle_") and not self.known.handles:
             name, arguments = "open", {"path": "d/a", "flags": os.O_RDWR | os.O_CREAT, "mode": 0o644}
+        self.steps += 1
         if self.examples > 1:  # the first example is as simple as hypothesis can make it, and does not count
             self.statistics[name] += 1
         if name in EVENTS:
             getattr(self, name)(**arguments)
         else:
-            self._both(name, dict(arguments))
+            self._both(name, self._aimed(name, dict(arguments)))
+
+    def _aimed(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Turn most of the operations that would only meet ENOENT to a path that exists."""
+        path = arguments.get("path")
+        is_absent = path is not None and not os.path.lexists(self.known.path(path))
+        if is_absent and name not in MAKERS and self.steps % 5:
+            there = [other for other in PATHS if os.path.lexists(self.known.path(other))]
+            if there:
+                arguments["path"] = there[self.steps % len(there)]
+        return arguments
 
     # --- one operation, twice ---------------------------------------------------------------------------------
 
