@@ -187,13 +187,14 @@ class WritesMachine(RuleBasedStateMachine):
             self._both(name, self._aimed(name, dict(arguments)))
 
     def _aimed(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Turn most of the operations that would only meet ENOENT to a path that exists."""
+        """Turn most of the operations that would only meet ENOENT or EISDIR to a path with something to do."""
         path = arguments.get("path")
-        is_absent = path is not None and not os.path.lexists(self.known.path(path))
-        if is_absent and name not in MAKERS and self.steps % 5:
-            there = [other for other in PATHS if os.path.lexists(self.known.path(other))]
-            if there:
-                arguments["path"] = there[self.steps % len(there)]
+        if path is None or name in MAKERS or self.steps % 5 == 0:
+            return arguments
+        is_fit = os.path.lexists if BOTH[name][1]["path"] is not FILE else os.path.isfile
+        fit = [other for other in PATHS if is_fit(self.known.path(other))]
+        if fit and path not in fit:
+            arguments["path"] = fit[self.steps % len(fit)]
         return arguments
 
     # --- one operation, twice ---------------------------------------------------------------------------------
