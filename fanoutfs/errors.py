@@ -10,6 +10,7 @@ the message is shown to a person as one line.
 """
 
 import errno
+import os
 
 
 class FanoutError(Exception):
@@ -157,6 +158,14 @@ class NotADirectoryInIndexError(FanoutError):
     """A directory operation on an inode that is not a directory."""
 
     errno_code = errno.ENOTDIR
+
+
+class RefusedError(FanoutError):
+    """POSIX says no to a change of the namespace: the name exists, the directory is not empty.  Carries its errno."""
+
+    def __init__(self, errno_code: int, what: str = "") -> None:
+        super().__init__(what or os.strerror(errno_code))
+        self.errno_code = errno_code
 
 
 class CacheFullError(FanoutError):

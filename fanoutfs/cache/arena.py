@@ -89,6 +89,10 @@ class Arena:
         self._lengths[slot] = length
         self._inos[slot] = ino
 
+    def holder(self, slot: int) -> int:
+        """Return the inode whose bytes a slot shows; 0: none."""
+        return self._inos[slot]
+
     def withdraw(self, slot: int) -> None:
         """Let no further request find a slot."""
         self._inos[slot] = 0

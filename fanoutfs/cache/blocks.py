@@ -151,6 +151,14 @@ def _checksums(ino: int, first_block: int, data: memoryview) -> dict[int, int]:
     }
 
 
+def is_intact(data: memoryview | bytes, ino: int, value: bytes, block: int) -> bool:
+    """Tell whether a block of a part has the checksum in the part's record, and is present there."""
+    if not _U32.unpack_from(value)[0] >> block & 1:
+        return False
+    checksum: int = _U64.unpack_from(value, _CHECKSUMS_AT + 8 * block)[0]
+    return xxhash.xxh3_64_intdigest(data, ino) == checksum
+
+
 def find_torn_blocks(fd: int, ino: int, part: int, value: bytes, size_bytes: int) -> int:
     """Return the mask of present blocks of a part whose bytes do not have their checksum.  Blocking."""
     torn = 0

@@ -99,6 +99,19 @@ class CacheFiles:
         except FileNotFoundError:
             pass
 
+    def adopt(self, ino: int, path: Path) -> None:
+        """Let a file that holds a whole content be the inode's file as well.  Raises OSError.
+
+        A link, not a rename: where it was it stays until the index says that it is here.
+        """
+        self.remove(ino)
+        target = self.relative_path(ino)
+        try:
+            os.link(path, target, dst_dir_fd=self._root, follow_symlinks=False)
+        except FileNotFoundError:
+            os.mkdir(target.partition("/")[0], 0o700, dir_fd=self._root)
+            os.link(path, target, dst_dir_fd=self._root, follow_symlinks=False)
+
     def folders(self) -> list[str]:
         """Return the names of the folders that hold files."""
         return os.listdir(self._root)

@@ -13,11 +13,20 @@ save the content when the index is lost.
 import contextlib
 import os
 import stat
+import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from fanoutfs.wire.kernel import ATTR_SIZE
+
+_NS: Final = 1_000_000_000
+_U64_MASK: Final = (1 << 64) - 1
+# The fields of fuse_attr that a staging file knows; the others lie between them.
+_SIZE_BLOCKS: Final = struct.Struct("<QQ")
+_TIMES: Final = struct.Struct("<QQ")
+_NANOSECONDS: Final = struct.Struct("<II")
 KEY_XATTR: Final = "user.fanoutfs.key"
 _MAX_DESCRIPTORS: Final = 512
 
@@ -80,6 +89,17 @@ class StagingFiles:
         if fd is not None:
             os.close(fd)
 
+    @property
+    def has_open(self) -> bool:
+        """Tell whether any descriptor is kept."""
+        return bool(self._open)
+
+    def close_removed(self) -> None:
+        """Close descriptors of files that no name leads to any more: they hold the disk space."""
+        for (ino, life), fd in list(self._open.items()):
+            if not os.fstat(fd).st_nlink:
+                self.forget(ino, life)
+
     def stat(self, ino: int, life: int) -> os.stat_result:
         """Return size, times and blocks of an inode's content.  Raises OSError."""
         return os.fstat(self.descriptor(ino, life))
@@ -89,6 +109,11 @@ class StagingFiles:
         self.forget(ino, life)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name(ino, life), dir_fd=self._root)
+
+    def tag(self, ino: int, life: int, key: str) -> None:
+        """Say in the file itself which object its content shall be."""
+        with contextlib.suppress(OSError):  # a file system without extended attributes: only a lost index needs it
+            os.setxattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
 
     def path(self, ino: int, life: int) -> Path:
         """Return a file's path, for renaming it into the cache."""
@@ -120,3 +145,26 @@ class StagingFiles:
             os.close(fd)
         self._open.clear()
         os.close(self._root)
+
+
+def staged_attr(value: bytes | memoryview, status: os.stat_result, *, is_whole: bool) -> bytes:
+    """Return the fuse_attr of a staged inode: the record's, with size, mtime, ctime and blocks of the staging file.
+
+    An overlay's file has holes where the object's blocks are still good: they count as blocks, or programs that
+    compare size and blocks would take the file for a sparse one.
+    """
+    size = status.st_size
+    blocks = status.st_blocks if is_whole else (size + 511) // 512
+    mtime, mtime_ns = divmod(status.st_mtime_ns, _NS)
+    ctime, ctime_ns = divmod(status.st_ctime_ns, _NS)
+    return b"".join(
+        (
+            value[0:8],
+            _SIZE_BLOCKS.pack(size, blocks),
+            value[24:32],
+            _TIMES.pack(mtime & _U64_MASK, ctime & _U64_MASK),
+            value[48:52],
+            _NANOSECONDS.pack(mtime_ns, ctime_ns),
+            value[60:ATTR_SIZE],
+        )
+    )

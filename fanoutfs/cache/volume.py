@@ -20,7 +20,7 @@ from fanoutfs.cache import small as small_store
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.errors import CacheUnusableError
-from fanoutfs.index.operations import OpenVolume
+from fanoutfs.index.operations import OldFormatError, OpenVolume
 from fanoutfs.index.store import BROKEN, FILE_NAME, IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
 
@@ -78,6 +78,12 @@ def open_volume(
         _put_away_index(path)
         _empty(path)
         environment, was_known = _open_index(path, wanted)
+    except OldFormatError as error:
+        log.warning("index is of an earlier version, starting a new one path=%s: %s", path / FILE_NAME, error)
+        index.unlink()
+        (path / (FILE_NAME + "-lock")).unlink(missing_ok=True)
+        _empty(path)
+        environment, was_known = _open_index(path, wanted)
     small_store.prepare(path, small_share_bytes)
     try:
         small = SmallStore(path, small_share_bytes, wait_for_readers)
@@ -101,6 +107,9 @@ def _open_index(path: Path, wanted: OpenVolume) -> tuple[IndexEnvironment, bool]
             was_known = wanted.apply(transaction)
             transaction.flush()
             return environment, was_known
+    except OldFormatError:
+        environment.close()
+        raise
     except ValueError as error:
         environment.close()
         raise CacheUnusableError(f"{path}: {error}; use another --cache-dir or delete this folder") from error

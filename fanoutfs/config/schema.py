@@ -14,6 +14,9 @@ from fanoutfs.records import GIB, KIB, MIB
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
+DURABILITIES: Final = ("local", "remote")
+OBJECT_ATTRIBUTES: Final = ("never", "lookup")
+
 INDEFINITE: Final = float("inf")
 """`metadata_ttl_s` for a source that never changes: nothing is ever listed twice."""
 
@@ -73,7 +76,30 @@ class MountConfig:
         512 * MIB, "size", "disk space the cache never takes: it reads through instead", least=0
     )
     metadata_ttl: float = _setting(60.0, "duration", "how long a listing is trusted, or `indefinite`", least=1)
-    read_only: bool = _setting(False, "flag", "mount read-only (until writing is implemented every mount is)")
+    read_only: bool = _setting(False, "flag", "mount read-only: the kernel refuses every change")
+    upload_delay: float = _setting(
+        5.0, "duration", "how long a file must be left alone before it is uploaded", least=0, most=24 * 3600
+    )
+    upload_deadline: float = _setting(
+        60.0, "duration", "longest time that a file which keeps changing waits for its upload", least=0, most=24 * 3600
+    )
+    durability: str = _setting(
+        "local", "text", "what fsync waits for: `local` disk or `remote` object store", choices=DURABILITIES
+    )
+    staging_size: int = _setting(
+        0, "size", "what may wait for upload in the cache before writers wait; 0B: half of cache_size", least=0
+    )
+    upload_requests: int = _setting(8, "count", "uploads in flight at most", least=1, most=256)
+    upload_bandwidth: int = _setting(0, "size", "bytes a second that uploads take at most; 0B: no limit", least=0)
+    no_upload: str = _setting(
+        "*.tmp,*.part,.fuse_hidden*", "text", "names that are never uploaded: patterns, divided by commas"
+    )
+    object_attributes: str = _setting(
+        "never",
+        "text",
+        "read mode, owner, times and links from the objects' metadata: `never`, or at a file's first `lookup`",
+        choices=OBJECT_ATTRIBUTES,
+    )
     allow_other: bool = _setting(False, "flag", "let other users in (permissions are always checked by the kernel)")
     uid: int = _setting(os.getuid, "id", "owner shown for every file")
     gid: int = _setting(os.getgid, "id", "group shown for every file")
@@ -93,7 +119,8 @@ class MountConfig:
     push_memory: int = _setting(
         256 * MIB,
         "size",
-        "small files put into the page cache ahead of their reader and not known to be read yet; 0: no push",
+        "small files put into the page cache ahead of their reader (read-only mounts) and not known to be read yet; "
+        "0: no push",
         least=0,
     )
     max_readahead: int = _setting(
@@ -117,6 +144,22 @@ class MountConfig:
     def arena_bytes(self) -> int:
         """Return the half of `fill_memory` that is shared with the fronts; the other bounds what is on its way."""
         return self.fill_memory // 2
+
+    def has_push(self) -> bool:
+        """Tell whether small files are put into the page cache ahead of their readers.
+
+        On read-only mounts only: the kernel lets a push replace pages that were just written, and nobody could tell
+        (fuse_notify_store of 6.18 overwrites pages that are there, dirty or not).
+        """
+        return self.read_only and self.push_memory > 0
+
+    def staging_bytes(self) -> int:
+        """Return how much may wait for upload before writers wait; never more than the cache may hold."""
+        return min(self.staging_size or self.cache_size // 2, self.cache_size)
+
+    def no_upload_patterns(self) -> tuple[str, ...]:
+        """Return the patterns of names that are never uploaded."""
+        return tuple(pattern.strip() for pattern in self.no_upload.split(",") if pattern.strip())
 
     def front_count(self) -> int:
         """Return how many fronts to start."""

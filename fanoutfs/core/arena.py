@@ -45,6 +45,12 @@ class ArenaSlots:
         """End a fill's use of a slot."""
         self._settled[slot] = None
 
+    def withdraw_inode(self, ino: int) -> None:
+        """Let nobody find what the arena has of a file any more: its content is another one now.  No checkpoint."""
+        for slot in range(self.arena.slots):
+            if self.arena.holder(slot) == ino:
+                self.arena.withdraw(slot)
+
     async def _withdraw(self, count: int) -> list[int]:
         slots = [self._settled.popitem(last=False)[0] for _each in range(min(count, len(self._settled)))]
         for slot in slots:

@@ -140,6 +140,7 @@ class Fills:
             space=space,
             admission=admission,
             failures=self._failures,
+            is_staged=self._is_staged,
             requests=requests,
             row=row,
         )
@@ -153,7 +154,7 @@ class Fills:
         """
         inode = self._inode(ino)
         end = min(offset + length, inode.size_bytes)
-        if offset >= end:
+        if offset >= end or inode.is_staged:
             return
         if inode.is_small:
             await self._ensure_small(inode)
@@ -166,6 +167,29 @@ class Fills:
         self._fetch_ahead(inode, first, last)
         self.on_large_read(inode, end)
         await self._wait(waits, inode)
+
+    async def store(self, inode: Inode, offset: int, end: int) -> None:
+        """Make bytes [offset, end) of a large file's object present in its cache file.  Checkpoint.
+
+        Raises as `ensure`.  Also of a file that is staged by now, and returns only when the bytes have left the arena.
+        """
+        missing = self._missing(inode, offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES)
+        with trio.move_on_after(self._op_timeout_s) as scope:
+            for fill in (fills := self._start(inode, missing, is_demand=True)):
+                await fill.done.wait()
+        if scope.cancelled_caught:
+            raise DeadlineError(f"no answer for {inode.key} within {self._op_timeout_s:g} s")
+        for fill in fills:
+            if fill.error is not None:
+                raise fill.error
+
+    async def wait_idle(self, ino: int) -> None:
+        """Return when no fill of this inode is under way.  Checkpoint."""
+        await trio.lowlevel.checkpoint()
+        while under_way := self._table.get(ino):
+            await next(iter(under_way.values())).done.wait()
+        while small := self._smalls.under_way_of(ino):
+            await small.done.wait()
 
     async def _ensure_small(self, inode: Inode) -> None:
         if self._small.has(inode.ino):
@@ -182,17 +206,23 @@ class Fills:
         Empty: all of it is cached.  Raises StaleInodeError.
         """
         inode = self._inode(ino)
+        if inode.is_staged:
+            return []
         if inode.is_small:
             return self.fetch_small_ahead((inode,))
         return self._start(inode, self._missing(inode, 0, (inode.size_bytes - 1) // BLOCK_BYTES), is_demand=False)
 
     def fetch_small_ahead(self, inodes: Sequence[Inode]) -> list[SmallFill]:
         """Start fetching the small files among these that are not cached, as `fetch_ahead`.  No checkpoint."""
-        wanted = [inode for inode in inodes if inode.size_bytes and not self._small.has(inode.ino)]
+        wanted = [
+            inode for inode in inodes if inode.size_bytes and not inode.is_staged and not self._small.has(inode.ino)
+        ]
         return self._smalls.start(wanted, is_demand=False)
 
     def fetch_part_ahead(self, inode: Inode, part: int) -> list[Fill]:
         """Start fetching what is missing of one part of a large file, as `fetch_ahead`.  No checkpoint."""
+        if inode.is_staged:
+            return []
         last_block = (inode.size_bytes - 1) // BLOCK_BYTES
         missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
         return self._start(inode, missing, is_demand=False)
@@ -208,7 +238,7 @@ class Fills:
             inode = self._inode(ino)
         except StaleInodeError:
             return
-        if not inode.is_small:
+        if not inode.is_small and not inode.is_staged:
             self._fetch_ahead(inode, part * PART_BLOCKS, part * PART_BLOCKS)
             self.on_large_read(inode, min(inode.size_bytes, (part + 1) * PART_BYTES))
 
@@ -233,13 +263,20 @@ class Fills:
     async def discard_damaged(self, ino: int, offset: int, length: int) -> None:
         """Look at the cached blocks of a range and drop those whose checksum is wrong.  Checkpoint."""
         inode = self._inode(ino)
+        if inode.is_staged:
+            return
         if inode.is_small:
             if self._small.has(ino) and not self._small.is_intact(ino):
                 bump(self._row, Count.VERIFY_FAILURES)
                 log.warning("damaged small file dropped ino=%d key=%s", ino, inode.key)
                 await self._small.drop(ino)
             return
-        for part in range(offset // PART_BYTES, (offset + length - 1) // PART_BYTES + 1):
+        await self.discard_blocks(inode, offset, offset + length)
+
+    async def discard_blocks(self, inode: Inode, start: int, end: int) -> None:
+        """Do so with a large file's, also when it is staged by now.  Checkpoint."""
+        ino = inode.ino
+        for part in range(start // PART_BYTES, (end - 1) // PART_BYTES + 1):
             with self._reader.begin() as txn:
                 value = self._reader.part_value(txn, ino, part)
             if value is None:
@@ -273,6 +310,11 @@ class Fills:
         if inode is None or inode.is_dir:
             raise StaleInodeError(f"inode {ino} is not a file in the index")
         return inode
+
+    def _is_staged(self, ino: int) -> bool:
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, ino)
+        return inode is not None and inode.is_staged
 
     def _missing(self, inode: Inode, first: int, last: int) -> list[int]:
         """Return the blocks of [first, last] that are not cached; some may be in the table."""

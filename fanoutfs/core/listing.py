@@ -28,6 +28,7 @@ from fanoutfs.clock import Clock
 from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.notify import ChangeLog, Notifier
+from fanoutfs.core.settling import Settling
 from fanoutfs.errors import (
     DeadlineError,
     DisorderedListingError,
@@ -37,7 +38,8 @@ from fanoutfs.errors import (
     StaleInodeError,
 )
 from fanoutfs.index.format import Inode, Ownership
-from fanoutfs.index.merging import BEGIN, END, Frontier, MergeNames
+from fanoutfs.index.keeping import is_complete
+from fanoutfs.index.merging import BEGIN, END, Frontier, MergeNames, NoteComplete
 from fanoutfs.index.names import child_name
 from fanoutfs.index.operations import ApplyChildren, ChangeKind, Child
 from fanoutfs.index.reader import IndexReader
@@ -119,6 +121,7 @@ class Listings:
         self._all_touched_ns = 0
         """Every directory counts as touched then: there were too many to remember."""
         self._distrusted: dict[int, float] = {}
+        self._settling = Settling()
         self._threads = trio.CapacityLimiter(_PARALLEL)
         self._failures = RecentFailures()
 
@@ -126,6 +129,8 @@ class Listings:
 
     def age_ns(self, directory: Inode) -> int | None:
         """Return how old the directory's complete listing is, or None when there is none (or the clock jumped)."""
+        if directory.is_local or (directory.is_held and directory.is_listed):
+            return 0  # its names are known here better than in the store
         age = self._clock.wall_ns() - directory.listed_at_ns
         return age if directory.is_listed and age >= 0 else None
 
@@ -196,6 +201,20 @@ class Listings:
             self._distrusted = {each: until for each, until in self._distrusted.items() if until > now}
             self._distrusted[ino] = now + _DISTRUST_S
             self._join(ino)
+
+    def settle(self, parent: int, name: bytes) -> None:
+        """Have listings under way leave a name alone: its object is published, moved or deleted now.  No checkpoint.
+
+        To be called right before the transaction is submitted that records this (see `core.settling`).
+        """
+        place: tuple[int, bytes] | None = (parent, name)
+        with self._reader.begin() as txn:
+            records = self._reader.changed(txn)
+            # A directory appears and vanishes with what is below it.
+            while place is not None:
+                self._settling.settle(*place)
+                self._note_touched(place[0])
+                place = records.name(place[0])
 
     # --- what imports ask --------------------------------------------------------------------------------------
 
@@ -282,14 +301,25 @@ class Listings:
         """List a directory; add to `changes` what was committed, page by page.  Checkpoint."""
         directory = self._directory(ino)
         started_ns = self._clock.wall_ns()
-        try:
-            await self._merge(directory, started_ns, self._children(directory), listing, changes)
-        except DisorderedListingError as error:
-            log.warning("%s: listed as a whole ino=%d", error, ino)
-            started_ns = self._clock.wall_ns()
-            next_children = await self._sorted_children(directory, listing)
-            await self._merge(directory, started_ns, next_children, listing, changes)
+        if await self._is_complete(directory, started_ns):
+            return
+        with self._settling.asking(ino) as settled:
+            try:
+                await self._merge(directory, started_ns, self._children(directory), listing, changes, settled)
+            except DisorderedListingError as error:
+                log.warning("%s: listed as a whole ino=%d", error, ino)
+                started_ns = self._clock.wall_ns()
+                next_children = await self._sorted_children(directory, listing)
+                await self._merge(directory, started_ns, next_children, listing, changes, settled)
         bump(self._row, Count.LISTINGS)
+
+    async def _is_complete(self, directory: Inode, now_ns: int) -> bool:
+        """Tell whether all names are known here without asking; fronts then take the listing for fresh.  Checkpoint."""
+        with self._reader.begin() as txn:
+            if not is_complete(partial(self._reader.inode, txn), self._reader.changed(txn), directory):
+                return False
+        await self._writer.run(NoteComplete(directory.ino, now_ns).apply)
+        return True
 
     async def _merge(
         self,
@@ -298,6 +328,7 @@ class Listings:
         next_children: Callable[[], Awaitable[tuple[list[Child], int] | None]],
         listing: _Listing,
         changes: ChangeLog,
+        settled: set[bytes],
     ) -> None:
         ino, hidden = directory.ino, 0
         before = BEGIN
@@ -319,6 +350,8 @@ class Listings:
                     now_ns=started_ns,
                     deferred=deferred,
                     listed_at_ns=listed_at_ns,
+                    key=directory.key,
+                    settled=frozenset(settled),
                 )
                 result = await self._writer.run(merge.apply)
                 changes.add(change for change in result.changes if not is_first or change.kind is not ChangeKind.ADDED)
@@ -401,7 +434,11 @@ class Listings:
         key = prefix + name.decode("utf-8", "surrogateescape")
         if not is_addressable(key):
             return  # no store can be asked for it, and no listing shows it
-        now_ns = self._clock.wall_ns()
+        with self._settling.asking(parent) as settled:
+            await self._ask_for(directory, name, key, settled)
+
+    async def _ask_for(self, directory: Inode, name: bytes, key: str, settled: set[bytes]) -> None:
+        parent, now_ns = directory.ino, self._clock.wall_ns()
         self._note_touched(parent)
         child: Child | None = None
         if await self._in_thread(partial(self._has_below, key + "/")):
@@ -412,14 +449,16 @@ class Listings:
         told = ChangeLog(has_epoch=self._notifier.has_epoch)
         try:
             if child is not None:
-                changes = await self._writer.run(ApplyChildren(parent, (child,), self._ownership, now_ns).apply)
+                apply = ApplyChildren(parent, (child,), self._ownership, now_ns, frozenset(settled)).apply
+                changes = await self._writer.run(apply)
                 # An added name is news to nobody before a listing is complete: absence is not remembered until then.
                 is_listed = self._directory(parent).is_listed
                 told.add(change for change in changes if is_listed or change.kind is not ChangeKind.ADDED)
             elif self._child(parent, name) is not None:
                 is_done = False
                 while not is_done:
-                    changes, is_done = await self._writer.run(RemoveName(parent, name, now_ns).apply)
+                    remove = RemoveName(parent, name, now_ns, frozenset(settled))
+                    changes, is_done = await self._writer.run(remove.apply)
                     told.add(changes)
         finally:
             # Not here: the caller may be a request in the very directory that the notification needs.

@@ -25,12 +25,15 @@ import trio
 
 from fanoutfs.backend import Backend, open_backend
 from fanoutfs.cache.arena import Arena
+from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.clock import SystemClock
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.changes import Changes
 from fanoutfs.core.control import ControlServer
+from fanoutfs.core.durable import Durable
 from fanoutfs.core.filesystem import FileSystem, resolve_path
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness, epoch_s
@@ -40,14 +43,18 @@ from fanoutfs.core.imports import Imports
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.numbers import Numbers
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.recovery import recover
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
+from fanoutfs.core.staged import StagedBytes
+from fanoutfs.core.staging import Staging
 from fanoutfs.core.status import describe
 from fanoutfs.core.strays import collect_strays
 from fanoutfs.core.tidying import keep_tidy
@@ -66,7 +73,7 @@ from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
-from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, SharedState, bump
+from fanoutfs.observe.shared import CORE_ROW, MAX_FRONTS, SLOTS_PER_FRONT, STAGING_FULL, SharedState, bump
 from fanoutfs.observe.supervision import Go, receive_go, send_failed, send_ready
 from fanoutfs.records import MIB, ROOT_INO
 from fanoutfs.wire.kernel import FOREVER_S
@@ -82,6 +89,8 @@ _READER_CHECK_S: Final = 10.0
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
 _BROKEN_POLL_S: Final = 0.2
+_ROOM_POLL_S: Final = 0.1
+"""How late fronts learn that staging is full: what a disk can take in that time may be staged beyond the cap."""
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
 
@@ -212,6 +221,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
     admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
     push = Push(task.push, row)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
+    staged = StagedBytes(task.volume_path, partial(task.shared.total, Count.WRITER_BYTES))
     space = Space(
         cap_bytes=config.cache_size,
         floor_bytes=config.free_space_floor,
@@ -221,6 +231,8 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         files=volume.files,
         small=volume.small,
         grace=grace,
+        staged=staged,
+        staging_cap_bytes=config.staging_bytes(),
         row=row,
     )
     async with trio.open_nursery() as nursery:
@@ -285,11 +297,52 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             plans=plans,
             row=row,
         )
+        durable = Durable(environment, writer)
+        numbers = Numbers(writer)
+        staging_files = StagingFiles(task.volume_path)
+        await recover(
+            environment,
+            reader,
+            writer,
+            staging_files,
+            volume.small,
+            task.root_prefix,
+            clock.wall_ns(),
+            is_first=task.is_first,
+        )
+        staging = Staging(
+            reader=reader,
+            writer=writer,
+            staging=staging_files,
+            files=volume.files,
+            small=volume.small,
+            fills=fills,
+            arena=arena,
+            space=space,
+            grace=grace,
+            durable=durable,
+            numbers=numbers,
+            ownership=task.ownership,
+            root_prefix=task.root_prefix,
+            clock=clock,
+            op_timeout_s=config.op_timeout,
+        )
+        changes = Changes(
+            filesystem=filesystem,
+            staging=staging,
+            reader=reader,
+            writer=writer,
+            numbers=numbers,
+            root_prefix=task.root_prefix,
+            clock=clock,
+        )
         orphans = OrphanReaper(
             environment=environment,
             writer=writer,
             files=volume.files,
+            staging=staging_files,
             small=volume.small,
+            space=space,
             notifier=notifier,
             grace=grace,
             readahead=readahead,
@@ -344,6 +397,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         nursery.start_soon(_kept_going, "strays", collect, row)
         if not task.is_first:
             nursery.start_soon(_expire_what_was_told, notifier)
+        nursery.start_soon(_kept_going, "staged bytes", staged.run, row)
         nursery.start_soon(_kept_going, "freshness", freshness.run, row)
         nursery.start_soon(_kept_going, "arena", arena.run, row)
         nursery.start_soon(_kept_going, "plans", plans.run, row)
@@ -360,7 +414,9 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
         entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
-        await _answer_requests(task.relay, Operations(filesystem, entry_timeout_s, row), config.front_count())
+        nursery.start_soon(_kept_going, "staging room", partial(_tell_of_room, space, task.shared), row)
+        operations = Operations(filesystem, changes, staging, entry_timeout_s, row)
+        await _answer_requests(task.relay, operations, config.front_count())
         nursery.cancel_scope.cancel()
     writer.stop()
 
@@ -394,6 +450,13 @@ async def _kept_going(name: str, task: Callable[[], Awaitable[None]], row: memor
             bump(row, Count.REQUEST_ERRORS)
             log.exception("background task failed task=%s", name)
         await trio.sleep(_TASK_PAUSE_S)
+
+
+async def _tell_of_room(space: Space, shared: SharedState) -> None:
+    """Have fronts ask before they write while what is staged is at its cap."""
+    while True:
+        shared.flags[STAGING_FULL] = not space.staging_room()
+        await trio.sleep(_ROOM_POLL_S)
 
 
 async def _expire_what_was_told(notifier: Notifier) -> None:

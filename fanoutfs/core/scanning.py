@@ -192,6 +192,7 @@ class TreeWalk:
                     started_ns=frame.started_ns,
                     may_complete=is_whole,
                     kept=kept,
+                    prefix=frame.prefix,
                 )
             )
         return tuple(parts)

@@ -23,7 +23,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
@@ -35,7 +35,7 @@ from fanoutfs.core.admission import Admission, Ticket
 from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.fetch import fetch_version
 from fanoutfs.core.space import Space
-from fanoutfs.errors import CacheFullError, DatabaseError, DeadlineError, FanoutError, InvariantError
+from fanoutfs.errors import CacheFullError, DatabaseError, DeadlineError, FanoutError, InvariantError, StaleInodeError
 from fanoutfs.index.format import Inode
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
@@ -94,6 +94,7 @@ class SmallFills:
         space: Space,
         admission: Admission,
         failures: RecentFailures,
+        is_staged: Callable[[int], bool],
         requests: int,
         row: memoryview,
     ) -> None:
@@ -103,6 +104,7 @@ class SmallFills:
         self._space = space
         self._admission = admission
         self._failures = failures
+        self._is_staged = is_staged
         self._requests = requests
         self._row = row
         self._table: dict[int, SmallFill] = {}
@@ -125,6 +127,10 @@ class SmallFills:
     def is_filling(self, ino: int) -> bool:
         """Tell whether a file is under way."""
         return ino in self._table
+
+    def under_way_of(self, ino: int) -> SmallFill | None:
+        """Return the fill of a file that is under way."""
+        return self._table.get(ino)
 
     def start(self, inodes: Iterable[Inode], *, is_demand: bool) -> list[SmallFill]:
         """Join or start the fills of files that are not stored, and return them.  No checkpoint."""
@@ -252,6 +258,8 @@ class SmallFills:
         for fill, result in batch:
             if isinstance(result, FanoutError):
                 outcomes.append((fill, result))
+            elif self._is_staged(fill.inode.ino):  # asked for by a record from before
+                outcomes.append((fill, StaleInodeError(f"{fill.inode.key} was changed here while it was fetched")))
             else:
                 arrived.append(fill)
                 items.append((fill.inode.ino, result))

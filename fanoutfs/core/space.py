@@ -1,8 +1,10 @@
 """The hard cap on the cache: room is made before bytes are written.
 
 Core, trio thread only.  What counts against `cache_size` is what the volume occupies on disk: the blocks of large
-files (exact, in the index, changed in the transaction that publishes them), the files of index and small store, and
-what other volumes in the same cache directory occupy.  The disk's free space has a floor of its own.
+files (exact, in the index, changed in the transaction that publishes them), the files of index and small store, what
+waits in staging (`core.staged`), and what other volumes in the same cache directory occupy.  The disk's free space has
+a floor of its own.  What is staged has a cap, too, at which writers wait; it is never evicted, but clean bytes are to
+make room for it.
 
 Eviction takes parts at random: the simplest choice that a repeated scan over more than fits does not defeat (LRU
 would evict each part just before it is read again).  Small files have a share of the cap, within which they make way
@@ -28,6 +30,7 @@ import trio
 from fanoutfs.cache.files import CacheFiles, punch_hole
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.core.grace import Grace
+from fanoutfs.core.staged import StagedBytes
 from fanoutfs.errors import CacheFullError, DatabaseError
 from fanoutfs.index.operations import DropBlocks
 from fanoutfs.index.store import IndexEnvironment
@@ -50,6 +53,8 @@ _PAGE_BYTES: Final = 4096
 _FOLDERS: Final = 256
 _FIXED_BYTES: Final = 256 << 10
 """Locks, folders and marks, and the pages by which the index grows between a look at its size and the next one."""
+_STAGING_POLL_S: Final = 0.5
+"""Uploads wake those who wait for room in staging; other programs that free the disk do not."""
 _DISK_PAUSE_S: Final = 5.0
 """After the disk refused a write, read through for this long before trying again."""
 
@@ -68,9 +73,13 @@ class Space:
         files: CacheFiles,
         small: SmallStore,
         grace: Grace,
+        staged: StagedBytes,
+        staging_cap_bytes: int,
         row: memoryview,
     ) -> None:
         self._cap_bytes = cap_bytes
+        self._staged = staged
+        self._staging_cap_bytes = staging_cap_bytes
         self._floor_bytes = floor_bytes
         self._other_bytes = other_bytes
         self._environment = environment
@@ -107,7 +116,58 @@ class Space:
             parts = txn.stat(self._environment.blocks)["entries"]
         around_bytes = (parts + min(parts, _FOLDERS)) * _PAGE_BYTES + min(_FIXED_BYTES, self._cap_bytes // 8)
         stores_bytes = self._small.file_bytes() + self._small.growth_bytes + self._environment.file_bytes()
-        return self.large_bytes() + stores_bytes + around_bytes + self._other_bytes
+        return self.large_bytes() + stores_bytes + around_bytes + self._other_bytes + self._staged.total
+
+    @property
+    def staged_bytes(self) -> int:
+        """Return what staging files occupy: never evicted, it goes by being uploaded."""
+        return self._staged.total
+
+    @property
+    def staging_cap_bytes(self) -> int:
+        """Return how much may be staged before writers wait."""
+        return self._staging_cap_bytes
+
+    def staging_room(self) -> int:
+        """Return how many bytes more may be staged before writers wait; 0 while the disk has no room for any."""
+        is_full = trio.current_time() < self._no_writes_until
+        return 0 if is_full else max(0, self._staging_cap_bytes - self._staged.total)
+
+    def note_staged(self, size_bytes: int) -> None:
+        """Count bytes that the core wrote to a staging file (what fronts write is counted by them).  No checkpoint."""
+        self._staged.add(size_bytes)
+
+    def note_unstaged(self, size_bytes: int) -> None:
+        """Count the removal of a staging file that occupied so much, and let writers go on.  No checkpoint."""
+        self._staged.remove(size_bytes)
+
+    async def wait_for_staging(self, size_bytes: int, disk_timeout_s: float) -> None:
+        """Return when so many bytes may be staged; clean bytes make way first.  Checkpoint.
+
+        At the cap it waits for uploads, however long they take.  Where it is the disk that has no room, or the rest of
+        the cache cannot make way, CacheFullError after disk_timeout_s in which nothing became free.
+        """
+        await trio.lowlevel.checkpoint()
+        deadline = trio.current_time() + disk_timeout_s
+        while True:
+            staged = self._staged.total
+            if staged and staged + size_bytes > self._staging_cap_bytes:
+                await self._staged.measure()
+                staged = self._staged.total
+            # One write larger than the cap must not wait for ever.
+            if not staged or staged + size_bytes <= self._staging_cap_bytes:
+                try:
+                    async with self.reserved(size_bytes):
+                        return
+                except CacheFullError:
+                    if trio.current_time() >= deadline:
+                        raise
+                await self._staged.wait_changed(_STAGING_POLL_S)
+            else:
+                await self._staged.wait_changed(_STAGING_POLL_S)
+                deadline = trio.current_time() + disk_timeout_s
+            if self._staged.total < staged:
+                deadline = trio.current_time() + disk_timeout_s
 
     def note_disk_error(self, error: Exception) -> None:
         """Stop writing to the cache for a while: the disk refused."""

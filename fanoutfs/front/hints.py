@@ -13,6 +13,7 @@ from fanoutfs.observe.catalog import Count
 from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_hints, encode_small_reads
 
 _TABLE: Final = 8192
+_WRITTEN_PERIOD_S: Final = 1.0
 
 
 class HintSender:
@@ -27,6 +28,7 @@ class HintSender:
         self._hinted: dict[int, float] = {}
         self._last_part: dict[int, int] = {}
         self._small_reads: list[int] = []
+        self._written: dict[int, float] = {}
 
     def note_directory(self, ino: int) -> None:
         """Tell that a directory is in use, once per period."""
@@ -48,6 +50,16 @@ class HintSender:
             self._last_part.clear()
         self._last_part[ino] = part
         self._send(Hint(HintKind.PART_READ, ino, part).encode())
+
+    def note_written(self, ino: int) -> None:
+        """Tell that a staging file was written, at most once a second."""
+        now = time.monotonic()
+        if now - self._written.get(ino, float("-inf")) < _WRITTEN_PERIOD_S:
+            return
+        if len(self._written) >= _TABLE:
+            self._written.clear()
+        if self._send(Hint(HintKind.WRITTEN, ino).encode()):
+            self._written[ino] = now
 
     def note_small_read(self, ino: int) -> None:
         """Tell, with the next packet, that a small file was read from its beginning."""

@@ -10,7 +10,9 @@ from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.blocks import BlockReader
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.small import SmallEnvironment, SmallReader
+from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.config.schema import MountConfig
+from fanoutfs.front.dispatch import rules_of
 from fanoutfs.front.handlers import Handlers
 from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel, UnmountedError
@@ -45,8 +47,8 @@ def run(task: FrontTask) -> int:
     """Live as a front and return the process's exit code."""
     row = task.shared.row(FIRST_FRONT_ROW + task.number)
     kernel = KernelChannel(task.fuse_fd, row)
-    relay = Relay(task.relay, task.shared, task.number, row)
-    hints = HintSender(task.hints, row, task.config.metadata_ttl, has_pusher=task.config.push_memory > 0)
+    relay = Relay(task.relay, task.shared, task.number, row, fronts=task.config.front_count())
+    hints = HintSender(task.hints, row, task.config.metadata_ttl, has_pusher=task.config.has_push())
     handlers = Handlers(
         kernel=kernel,
         relay=relay,
@@ -54,6 +56,7 @@ def run(task: FrontTask) -> int:
         small=SmallReader(SmallEnvironment(task.volume_path, writable=False)),
         blocks=BlockReader(CacheFiles(task.volume_path, writable=False)),
         arena=task.arena,
+        staging=StagingFiles(task.volume_path),
         hints=hints,
         shared=task.shared,
         row=row,
@@ -69,6 +72,7 @@ def run(task: FrontTask) -> int:
         hints=hints,
         shared=task.shared,
         row=row,
+        rules=rules_of(read_only=task.config.read_only),
     )
     try:
         worker.run()

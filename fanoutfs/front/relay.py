@@ -4,6 +4,10 @@ Slots of the in-flight table (observe.shared) are allocated by the front that ow
 receives the answer.  Sending never blocks: what the socket does not take, or has no slot, waits in a backlog, and a
 front with a backlog reads no further requests from the kernel while it goes on reading answers; otherwise fronts and
 libfuse, whose writes block, would wait for each other for ever.
+
+A WRITE or FALLOCATE that waits for the core keeps its body in a side slot of shared memory (`Held`), so that whichever
+front receives the answer can finish it.  When the kernel was told to deliver again, what is held is dropped: see
+observe.shared, redelivery.
 """
 
 import socket
@@ -15,9 +19,13 @@ from typing import Final
 
 from fanoutfs.observe.catalog import RELAYED_BASE
 from fanoutfs.observe.shared import (
+    MAX_FRONTS,
+    RESENDS,
     SLOT_NODEID,
     SLOT_OFFSET,
+    SLOT_RESENDS,
     SLOT_SEQUENCE_OPCODE,
+    SLOT_SIDE,
     SLOT_SIZE_TRIES,
     SLOT_STARTED_NS,
     SLOT_UNIQUE,
@@ -30,9 +38,23 @@ from fanoutfs.wire.kernel import IN_HEADER_SIZE, OUT_HEADER, READ_IN, UNIQUE_RES
 from fanoutfs.wire.messages import encode_request
 from fanoutfs.wire.relay import UNIQUE_INIT, Verb, make_intent, make_unique, split_unique
 
-_MAX_PACKET: Final = 65536
+_MAX_PACKET: Final = 65536 + 4096
+"""The largest answer: an extended attribute (64 KiB) behind its header."""
 _U64: Final = struct.Struct("<Q")
 _UNIQUE_AT: Final = 8  # of `unique` in request and answer headers alike
+
+
+@dataclass(slots=True)
+class Held:
+    """A request's body that is kept until the core has answered.
+
+    body: in the front's own memory, as long as there is no side slot for it.  resends: the shared word when the
+    request was read.
+    """
+
+    resends: int
+    body: bytes
+    side: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +68,7 @@ class Relayed:
     size: int
     tries: int
     packet: bytes
+    held: Held | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +83,14 @@ class Answer:
 class Relay:
     """Sends requests to the core and takes its answers.  Owned by one front."""
 
-    def __init__(self, channel: socket.socket, shared: SharedState, front: int, row: memoryview) -> None:
+    def __init__(
+        self, channel: socket.socket, shared: SharedState, front: int, row: memoryview, *, fronts: int = MAX_FRONTS
+    ) -> None:
         self._channel = channel
         self._shared = shared
+        self._flags = shared.flags
+        self._front = front
+        self._fronts = fronts
         self._slots = shared.inflight
         self._first_slot = front * SLOTS_PER_FRONT
         self._next = 0
@@ -83,15 +111,33 @@ class Relay:
 
     # --- out ---------------------------------------------------------------------------------------------------
 
-    def forward(self, opcode: int, unique: int, nodeid: int, packet: bytes) -> None:
+    def forward(
+        self, opcode: int, unique: int, nodeid: int, packet: bytes, *, tries: int = 0, held: Held | None = None
+    ) -> None:
         """Send a request as it is."""
-        self._submit(Relayed(unique, opcode, nodeid, 0, 0, 0, packet))
+        self._submit(Relayed(unique, opcode, nodeid, 0, 0, tries, packet, held))
 
-    def ask(self, verb: Verb, opcode: int, unique: int, nodeid: int, offset: int, size: int, tries: int) -> None:
+    def ask(
+        self,
+        verb: Verb,
+        opcode: int,
+        unique: int,
+        nodeid: int,
+        offset: int,
+        size: int,
+        tries: int,
+        held: Held | None = None,
+    ) -> None:
         """Ask the core to prepare what this request needs; the answer is a wire.relay.DONE."""
         body = READ_IN.pack(make_intent(verb, nodeid), offset, size, 0, 0, 0, 0)
         packet = encode_request(Opcode.READ, 0, nodeid, body)
-        self._submit(Relayed(unique, opcode, nodeid, offset, size, tries, packet))
+        self._submit(Relayed(unique, opcode, nodeid, offset, size, tries, packet, held))
+
+    def release(self, held: Held, used_bytes: int) -> None:
+        """Give back the side slot of a request that is finished."""
+        if held.side is not None:
+            self._shared.free_side(held.side, used_bytes)
+            held.side = None
 
     def _submit(self, request: Relayed) -> None:
         self._row[RELAYED_BASE + request.opcode] += 1
@@ -118,8 +164,11 @@ class Relay:
                 self._shared.suspect_in_core = 0
 
     def _send(self, request: Relayed) -> bool:
+        held = request.held
+        if held is not None and held.resends != self._flags[RESENDS]:
+            return True  # the kernel has delivered it again
         slot = self._free_slot()
-        if slot is None:
+        if slot is None or not self._has_side(held):
             return False
         self._sequence = (self._sequence + 1) & 0xFFFF_FFFF
         packet = bytearray(request.packet)
@@ -131,6 +180,8 @@ class Relay:
         slots[at + SLOT_OFFSET] = request.offset
         slots[at + SLOT_SIZE_TRIES] = request.tries << 32 | request.size
         slots[at + SLOT_STARTED_NS] = time.monotonic_ns()
+        slots[at + SLOT_SIDE] = 0 if held is None or held.side is None else held.side + 1
+        slots[at + SLOT_RESENDS] = 0 if held is None else held.resends
         slots[at + SLOT_UNIQUE] = request.unique
         try:
             self._channel.send(packet)
@@ -141,6 +192,17 @@ class Relay:
             # The core died.  The slot stays: the keeper reads from it what was in flight, and ends this front.
             return True
         self._next = slot - self._first_slot + 1
+        return True
+
+    def _has_side(self, held: Held | None) -> bool:
+        """Tell whether the body, if there is one, is in a side slot, after trying to move it there."""
+        if held is None or held.side is not None:
+            return True
+        held.side = self._shared.take_side(self._front, self._fronts)
+        if held.side is None:
+            return False
+        self._shared.side(held.side)[: len(held.body)] = held.body
+        held.body = b""
         return True
 
     def _free_slot(self) -> int | None:
@@ -178,10 +240,12 @@ class Relay:
         opcode = slots[at + SLOT_SEQUENCE_OPCODE] & 0xFFFF_FFFF
         size_tries = slots[at + SLOT_SIZE_TRIES]
         nodeid, offset = slots[at + SLOT_NODEID], slots[at + SLOT_OFFSET]
+        side = slots[at + SLOT_SIDE]
+        held = Held(slots[at + SLOT_RESENDS], b"", side - 1) if side else None
         slots[at + SLOT_UNIQUE] = 0
         if self._shared.suspect_in_core == unique:
             self._shared.suspect_in_core = 0
-        return Relayed(unique, opcode, nodeid, offset, size_tries & 0xFFFF_FFFF, size_tries >> 32, b"")
+        return Relayed(unique, opcode, nodeid, offset, size_tries & 0xFFFF_FFFF, size_tries >> 32, b"", held)
 
 
 def _by_suspicion(suspect: tuple[int, Relayed]) -> int:

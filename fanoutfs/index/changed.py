@@ -11,6 +11,7 @@ import lmdb
 from fanoutfs.index.format import (
     APPLIED,
     INO_KEY,
+    LINK_KEY,
     MASK,
     PART_KEY,
     TOKEN_KEY,
@@ -50,6 +51,20 @@ class ChangedRecords:
     def delete_name(self, cookie: int) -> None:
         """Forget an entry's place."""
         self._txn.delete(INO_KEY.pack(cookie), db=self._db.names)
+
+    def links(self, ino: int) -> list[int]:
+        """Return the cookies of an inode's further hard links."""
+        keys = [key for key, _value in self._below(INO_KEY.pack(ino), self._db.names)]
+        return [LINK_KEY.unpack(key)[1] for key in keys if len(key) == LINK_KEY.size]
+
+    def put_link(self, ino: int, cookie: int) -> None:
+        """Record a further hard link; its place is recorded under the cookie."""
+        self._txn.put(LINK_KEY.pack(ino, cookie), b"", db=self._db.names)
+
+    def delete_link(self, ino: int, cookie: int) -> None:
+        """Forget a further hard link and its place."""
+        self._txn.delete(LINK_KEY.pack(ino, cookie), db=self._db.names)
+        self.delete_name(cookie)
 
     # --- symbolic links and extended attributes ----------------------------------------------------------------
 
@@ -136,6 +151,8 @@ class ChangedRecords:
 
     def forget(self, ino: int) -> None:
         """Remove everything that is recorded of an inode: it was freed."""
+        for cookie in self.links(ino):
+            self.delete_link(ino, cookie)
         self.delete_name(ino)
         self.delete_target(ino)
         for name in self.xattrs(ino):
@@ -147,8 +164,16 @@ class ChangedRecords:
 
     def departed(self, key: str) -> Departed | None:
         """Return what became of an object (or a prefix, ending with "/") that is in the store but not here."""
-        value = self._txn.get(_stored(key), db=self._db.departed)
+        stored = key.encode("utf-8", "surrogateescape")
+        if len(stored) > _KEY_MAX_BYTES:
+            return None  # see put_departed
+        value = self._txn.get(stored, db=self._db.departed)
         return None if value is None else unpack_departed(value)
+
+    @property
+    def has_departed(self) -> bool:
+        """Tell whether any object is in the store but not at its place here."""
+        return bool(self._txn.stat(self._db.departed)["entries"])
 
     def put_departed(self, key: str, record: Departed) -> None:
         """Record that an object is in the store but not at its place here.  Keys above LMDB's limit: ValueError."""
@@ -179,6 +204,13 @@ class ChangedRecords:
                 while more:
                     is_old = APPLIED.unpack(cursor.value())[2] + _APPLIED_KEPT <= sequence
                     more = cursor.delete() if is_old else cursor.next()
+
+    def forget_applied(self) -> None:
+        """Forget all of them: a new mount counts its requests from the beginning."""
+        with self._txn.cursor(db=self._db.applied) as cursor:
+            more = cursor.first()
+            while more:
+                more = cursor.delete()
 
     def _below(self, prefix: bytes, database: Any) -> Iterator[tuple[bytes, bytes]]:
         with self._txn.cursor(db=database) as cursor:

@@ -10,6 +10,7 @@ settings   name → value
              "ownership"    uid u32, gid u32, file_mode u32, dir_mode u32, small_file_size u64
              "totals"       files u64, bytes u64: what statfs shows as used
              "cached_bytes" u64, sum of the present blocks of `blocks`
+             "changes"      u64, how many changes requests have made: the sequence of `applied`
              "import/ID"    an import not finished yet, JSON (see `importing`): {"started_ns", "order"};
                             ID: 32 hexadecimal digits, the first half of SHA-256 of the prefix
              "import/ID/N/range"  JSON: the keys that shard N (8 digits) is to list
@@ -24,7 +25,9 @@ inodes     ino u64 →
                      4 STAGED (newest content, size and times: those of the staging file),
                      8 WHOLE (no block of the object is needed any more),
                      16 SEALED (becoming clean: fronts ask before they write),
-                     32 HELD (directory: names are not taken from listings), 64 LOCAL (no object at its path yet)
+                     32 HELD (directory: names are not taken from listings), 64 LOCAL (no object at its path yet),
+                     128 ATTRS (mode, owner and times are its own, set here or kept with the object: neither the mount's
+                     options nor a listing's time replace them)
              98   2  length of etag, u16
             100   2  length of version id, u16
             102   2  length of key, u16
@@ -38,6 +41,9 @@ orphans    ino u64 → u64, wall clock ns since when no name leads there; the re
 What was changed here and is not (all) in the object store:
 
 names      cookie u64 → parent ino u64, name: for every directory, and for inodes whose place is not what their key says
+           (all dirty ones among them); cookie: the ino (of a file with several names: the name whose path its object
+           shall have), or the position of a further hard link
+           ino u64, cookie u64 → nothing: the inode's further hard links
 targets    ino u64 → target of a symbolic link
 xattrs     ino u64, name → value
 dirty      ino u64 → since_ns u64, changed_ns u64, what u32 (1 CONTENT, 2 META, 4 CONFLICT, 8 NEVER), last error's text
@@ -55,7 +61,7 @@ A clean file's attributes never change under its inode number: a changed object 
 
 import stat
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from typing import Final
 
@@ -84,6 +90,7 @@ DATABASES: Final = (
 
 U64: Final = struct.Struct("<Q")
 INO_KEY: Final = struct.Struct(">Q")
+LINK_KEY: Final = struct.Struct(">QQ")
 PART_KEY: Final = struct.Struct(">QI")
 ENTRY_VALUE: Final = struct.Struct("<QI")
 INODE_TAIL: Final = struct.Struct("<QHHHH")
@@ -104,12 +111,14 @@ FLAG_WHOLE: Final = 8
 FLAG_SEALED: Final = 16
 FLAG_HELD: Final = 32
 FLAG_LOCAL: Final = 64
+FLAG_ATTRS: Final = 128
 
 DT_DIR: Final = 4
 DT_REG: Final = 8
 DT_LNK: Final = 10
 
 _NS: Final = 1_000_000_000
+_U64_MAX: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,16 @@ class Inode:
         return int(ATTR.unpack(self.attr)[9])
 
     @property
+    def gid(self) -> int:
+        """Return st_gid."""
+        return int(ATTR.unpack(self.attr)[12])
+
+    @property
+    def links(self) -> int:
+        """Return st_nlink."""
+        return int(ATTR.unpack(self.attr)[10])
+
+    @property
     def is_dir(self) -> bool:
         """Tell whether this is a directory."""
         return stat.S_ISDIR(self.mode)
@@ -180,6 +199,11 @@ class Inode:
         return bool(self.flags & FLAG_WHOLE)
 
     @property
+    def is_sealed(self) -> bool:
+        """Tell whether the file is becoming clean."""
+        return bool(self.flags & FLAG_SEALED)
+
+    @property
     def is_held(self) -> bool:
         """Tell whether the directory's names are not taken from listings."""
         return bool(self.flags & FLAG_HELD)
@@ -188,6 +212,11 @@ class Inode:
     def is_local(self) -> bool:
         """Tell whether no object is at its path yet."""
         return bool(self.flags & FLAG_LOCAL)
+
+    @property
+    def has_attributes(self) -> bool:
+        """Tell whether mode, owner and times are its own, not those of mount options and listings."""
+        return bool(self.flags & FLAG_ATTRS)
 
     @property
     def version(self) -> Version:
@@ -296,6 +325,49 @@ def moved_attr(attr: bytes, mtime_ns: int) -> bytes:
     seconds, nanoseconds = divmod(mtime_ns, _NS)
     times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
     return ATTR.pack(*fields[:3], *times, *fields[9:])
+
+
+def with_links(inode: Inode, links: int) -> Inode:
+    """Return a record with another st_nlink."""
+    fields = ATTR.unpack(inode.attr)
+    return replace(inode, attr=ATTR.pack(*fields[:10], links, *fields[11:]))
+
+
+def attr_with(
+    attr: bytes,
+    *,
+    size_bytes: int | None = None,
+    blocks: int | None = None,
+    atime_ns: int | None = None,
+    mtime_ns: int | None = None,
+    ctime_ns: int | None = None,
+    mode: int | None = None,
+    links: int | None = None,
+    uid: int | None = None,
+    gid: int | None = None,
+    rdev: int | None = None,
+) -> bytes:
+    """Return a fuse_attr in which these fields have other values.  Times before 1970 are negative."""
+    fields = list(ATTR.unpack(attr))
+    new = {1: size_bytes, 2: blocks, 9: mode, 10: links, 11: uid, 12: gid, 13: rdev}
+    for at, time_ns in ((3, atime_ns), (4, mtime_ns), (5, ctime_ns)):
+        if time_ns is not None:
+            seconds, fields[at + 3] = divmod(time_ns, _NS)
+            fields[at] = seconds & _U64_MAX
+    for at, value in new.items():
+        if value is not None:
+            fields[at] = value
+    return ATTR.pack(*fields)
+
+
+def attr_times_ns(attr: bytes) -> tuple[int, int, int]:
+    """Return (atime, mtime, ctime) of a fuse_attr."""
+    fields = ATTR.unpack(attr)
+    times = []
+    for at in (3, 4, 5):
+        seconds = fields[at] - (_U64_MAX + 1) if fields[at] >> 63 else fields[at]
+        times.append(seconds * _NS + fields[at + 3])
+    return times[0], times[1], times[2]
 
 
 def directory_inode(ino: int, key: str, mtime_ns: int, owner: Ownership) -> Inode:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fanoutfs.index.format import DT_DIR, Ownership
+from fanoutfs.index.keeping import takes_no_names
 from fanoutfs.index.merging import END, Frontier, MergeNames, mark_listed
 from fanoutfs.index.operations import Change, ChangeKind, Child
 from fanoutfs.index.transaction import IndexTransaction
@@ -140,6 +141,7 @@ class PagePart:
 
     parent: the position in the page of the part of the directory above; None: `ino` is known.
     after: END when the scan has left the directory.  may_complete: then it is listed, beginning with started_ns.
+    prefix: what was scanned; not the directory's own key any more when it was moved since.
     """
 
     parent: int | None
@@ -152,6 +154,7 @@ class PagePart:
     started_ns: int
     may_complete: bool
     kept: bytes = b""
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,8 @@ class EnterPage:
                 ino is None
                 or directory is None
                 or ino in self.left_alone
+                or directory.key not in ("", part.prefix)
+                or takes_no_names(txn.inode, txn.changed, directory)
                 or (directory.is_listed and directory.listed_at_ns > part.started_ns)
             ):
                 result.deferred.append(())
@@ -230,7 +235,12 @@ class CompleteDirectory:
 
     def apply(self, txn: IndexTransaction) -> None:
         directory = txn.inode(self.ino)
-        if directory is not None and directory.is_dir and directory.listed_at_ns <= self.listed_at_ns:
+        if (
+            directory is not None
+            and directory.is_dir
+            and directory.listed_at_ns <= self.listed_at_ns
+            and not takes_no_names(txn.inode, txn.changed, directory)
+        ):
             mark_listed(txn, self.ino, self.listed_at_ns)
 
 

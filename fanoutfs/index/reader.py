@@ -12,6 +12,9 @@ from fanoutfs.index.format import ENTRY_VALUE, INO_KEY, PART_KEY, TOTALS, Inode,
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.records import ROOT_INO
 
+Transaction = lmdb.Transaction
+"""One snapshot: for callers that may not know LMDB."""
+
 
 class IndexReader:
     """Reads of one snapshot each.  `with reader.begin() as txn:` brackets them."""

@@ -1,5 +1,6 @@
 """Open the index environment: once per process, after fork; for writing in the core only."""
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -90,6 +91,13 @@ class IndexEnvironment:
     def file_bytes(self) -> int:
         """Return what the file occupies on disk."""
         return os.stat(self.env.path()).st_blocks * 512
+
+    def sync(self) -> None:
+        """Force everything that was committed to disk.  Blocks.  Raises OSError."""
+        try:
+            self.env.sync(True)
+        except lmdb.Error as error:
+            raise OSError(errno.EIO, f"the index cannot be synced: {error}") from error
 
     def close(self) -> None:
         """Close the environment."""

@@ -73,8 +73,12 @@ class IndexTransaction:
 
     def new_ino(self) -> int:
         """Return an inode number that was never used in this index."""
+        return self.new_inos(1)
+
+    def new_inos(self, count: int) -> int:
+        """Return the first of so many consecutive inode numbers that were never used."""
         ino = self._counter(b"next_ino", FIRST_INO)
-        self.set_setting(b"next_ino", U64.pack(ino + 1))
+        self.set_setting(b"next_ino", U64.pack(ino + count))
         return ino
 
     def add_totals(self, files: int, size_bytes: int) -> None:
@@ -162,11 +166,11 @@ class IndexTransaction:
                 yield key[8:], ino, dtype
                 more = cursor.next()
 
-    def first_entry(self, parent: int) -> tuple[bytes, int] | None:
-        """Return (name, inode) of a directory's first entry; None: it is empty."""
+    def first_entry(self, parent: int, after: bytes = b"") -> tuple[bytes, int] | None:
+        """Return (name, inode) of a directory's first entry behind a name; None: there is none."""
         prefix = INO_KEY.pack(parent)
         with self._txn.cursor(db=self._db.entries) as cursor:
-            if not cursor.set_range(prefix):
+            if not cursor.set_range(prefix + after + b"\0" if after else prefix):
                 return None
             key = bytes(cursor.key())
             if not key.startswith(prefix):

@@ -6,6 +6,7 @@ everything cached while the new core is still starting.  A front that dies alone
 """
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from fanoutfs.front import notifier, pusher
 from fanoutfs.keeper.children import Closable, Death, end_child, fork_child
 from fanoutfs.keeper.handshake import replayed_init
 from fanoutfs.observe.shared import (
+    BUSY,
     CORE_ROW,
     CURRENT_UNIQUE,
     FIRST_FRONT_ROW,
@@ -36,13 +38,16 @@ from fanoutfs.observe.shared import (
     SharedState,
 )
 from fanoutfs.observe.supervision import Failure, Go, receive_outcome, send_go
-from fanoutfs.wire.messages import KernelOffer
+from fanoutfs.wire.kernel import InitFlag
+from fanoutfs.wire.messages import KernelOffer, encode_resend
 
 log = logging.getLogger(__name__)
 
 _CORE_START_S = 120.0
 """A core that opens its index and asks the backend one question; the backend's own deadline is shorter."""
 _CORE_END_S = 5.0
+_IDLE_S = 10.0
+_IDLE_POLL_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +118,7 @@ class Generation:
             relay=self._relay_core,
             hints=self._hints_core,
             notify=self._notify_core,
-            push=self._push_core if estate.config.push_memory else None,
+            push=self._push_core if estate.config.has_push() else None,
             control=estate.control,
             is_first=self._number == 1,
         )
@@ -156,7 +161,7 @@ class Generation:
     def start_pusher(self, mounted: Mounted) -> None:
         """Fork the pusher, unless there is nothing to push."""
         estate = self._estate
-        if not estate.config.push_memory:
+        if not estate.config.has_push():
             return
         estate.shared.clear_pusher_activity()
         task = pusher.PusherTask(
@@ -193,6 +198,41 @@ class Generation:
         self.front_pids[pid] = number
         row = estate.shared.row(FIRST_FRONT_ROW + number)
         row[PID], row[STARTED_NS] = pid, time.monotonic_ns()
+
+    # --- redelivery --------------------------------------------------------------------------------------------
+
+    def resend(self, mounted: Mounted) -> None:
+        """Have the kernel deliver every unanswered request again.  Blocks until no front serves one.
+
+        No copy of a request from before may write to a staging file after the kernel has delivered it again: see
+        observe.shared, redelivery.
+        """
+        if not mounted.offer.offers(InitFlag.HAS_RESEND):
+            return
+        shared = self._estate.shared
+        shared.begin_resend()
+        self._await_idle_fronts()
+        shared.drop_bodies()
+        try:
+            os.write(mounted.fuse_fd, encode_resend())
+        except OSError as error:
+            log.warning("NOTIFY_RESEND failed: %s", error)
+        finally:
+            shared.end_resend()
+
+    def _await_idle_fronts(self) -> None:
+        """Return once every living front has been idle since the call."""
+        marks = {number: self._estate.shared.row(FIRST_FRONT_ROW + number) for number in self.front_pids.values()}
+        deadline = time.monotonic() + _IDLE_S
+        time.sleep(_IDLE_POLL_S)  # until what this process and the fronts stored is seen by all processors
+        busy = {number: row[BUSY] for number, row in marks.items() if row[BUSY] & 1}
+        while busy:
+            busy = {number: mark for number, mark in busy.items() if marks[number][BUSY] == mark}
+            if time.monotonic() > deadline:
+                # Its write is inside the kernel; a later one to the same file waits for it there.
+                log.error("a front does not become idle: fronts=%s", sorted(busy))
+                return
+            time.sleep(_IDLE_POLL_S)
 
     # --- deaths ------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ from fanoutfs.observe import logs
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import FIRST_FRONT_ROW, KEEPER_ROW, PID, STARTED_NS, SharedState, bump
 from fanoutfs.wire.kernel import InitFlag
-from fanoutfs.wire.messages import encode_error, encode_resend
+from fanoutfs.wire.messages import encode_error
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +157,9 @@ class Keeper:
 
     def _mount(self) -> Mounted:
         config = self._estate.config
-        if not config.read_only:
-            log.info("mounted read-only: this version does not write")
-        fuse_fd = attach.mount(config.mountpoint, config.source, read_only=True, allow_other=config.allow_other)
+        fuse_fd = attach.mount(
+            config.mountpoint, config.source, read_only=config.read_only, allow_other=config.allow_other
+        )
         try:
             init, offer = answer_init(fuse_fd)
         except BaseException:
@@ -253,7 +253,7 @@ class Keeper:
             self._generation.start_front(number, mounted)
             bump(self._estate.shared.row(KEEPER_ROW), Count.RESTARTS_FRONT)
         if due:
-            self._resend(mounted)
+            self._generation.resend(mounted)
 
     def _replace_generation(self, mounted: Mounted) -> None:
         """Begin a new generation; try again, ever more slowly, while its core dies at start."""
@@ -269,7 +269,7 @@ class Keeper:
             bump(shared.row(KEEPER_ROW), Count.RESTARTS_CORE)
             self._generation = Generation(self._estate, self._number)
             self._generation.start_fronts(mounted)
-            self._resend(mounted)
+            self._generation.resend(mounted)
             # The fronts serve what is cached meanwhile.
             time.sleep(_BACKOFF_S[min(self._restarts, len(_BACKOFF_S) - 1)])
             self._restarts += 1
@@ -290,15 +290,6 @@ class Keeper:
             return bool(set(self._wakeup.recv(4096)) & {signal.SIGTERM, signal.SIGINT})
         except BlockingIOError:
             return False
-
-    @staticmethod
-    def _resend(mounted: Mounted) -> None:
-        """Have the kernel deliver every unanswered request again."""
-        if mounted.offer.offers(InitFlag.HAS_RESEND):
-            try:
-                os.write(mounted.fuse_fd, encode_resend())
-            except OSError as error:
-                log.warning("NOTIFY_RESEND failed: %s", error)
 
     @staticmethod
     def _fail_requests(lost: list[int], mounted: Mounted) -> None:

@@ -64,6 +64,7 @@ class Count(IntEnum):
     PUSH_STOPS_PRESSURE = NAMED_BASE + 40
     SENTINELS_READ = NAMED_BASE + 41
     SENTINELS_UNREAD = NAMED_BASE + 42
+    WRITER_BYTES = NAMED_BASE + 43
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,7 @@ class Metric:
 
 METRICS: Final = (
     Metric(Count.READER_BYTES, "bytes", "file data the fronts handed to the kernel (page cache hits are invisible)"),
+    Metric(Count.WRITER_BYTES, "bytes", "file data the fronts took from the kernel and wrote to staging files"),
     Metric(Count.SMALL_READS, "1", "READs answered from the small-file store"),
     Metric(Count.ARENA_READS, "1", "READs of large files answered from memory, before the bytes left it"),
     Metric(Count.BLOCKS_VERIFIED, "1", "cached blocks and small files whose checksum was right when they left"),

@@ -1,12 +1,20 @@
-"""Memory that all processes of one mount share: counters, busy marks, requests in flight, suspects, scratch slots.
+"""Memory that all processes of one mount share: counters, busy marks, requests in flight, suspects, slots of bytes.
 
 The keeper creates it before it forks; it outlives every other process.  There are no locks.  Each word has one
 writer, or a protocol that is stated beside it; an aligned 8-byte store is atomic on every machine we run on.
 
     rows        one per process: 256 u64 (2 KiB): counters, then what the process does at this moment
-    in flight   FRONTS * SLOTS_PER_FRONT entries of 6 u64: requests relayed to the core and not answered yet
+    in flight   FRONTS * SLOTS_PER_FRONT entries of 8 u64: requests relayed to the core and not answered yet
     suspects    which requests were in flight when a process crashed, and how often
     scratch     buffers through which the core hands over bytes that cannot be cached
+    side        bodies of WRITEs and FALLOCATEs that wait for the core, so that any front can finish them
+    words       `resends` (writer: keeper), `staging_full` (writer: core)
+
+Redelivery: NOTIFY_RESEND makes the kernel deliver every unanswered request again.  A copy from before must never
+write to a staging file afterwards: the file may have moved on since the second copy was answered.  So `resends` is odd
+while the keeper has the kernel deliver again; fronts then take no request from the kernel, and the keeper waits until
+none is serving one.  Each body that waits for the core carries the value it was read under, and is dropped, unanswered,
+when the value is another one: the kernel has delivered it again.
 """
 
 import mmap
@@ -15,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fanoutfs.observe.catalog import METRICS, Count, message_names
-from fanoutfs.records import MIB
+from fanoutfs.records import KIB, MIB
 from fanoutfs.wire.kernel import UNIQUE_RESEND
 
 MAX_FRONTS: Final = 16
@@ -39,7 +47,7 @@ STARTED_NS: Final = 244
 GENERATION: Final = 245
 
 SLOTS_PER_FRONT: Final = 1024
-SLOT_WORDS: Final = 6
+SLOT_WORDS: Final = 8
 # Words of an in-flight slot.  Writer: the front that owns it sets UNIQUE last; whoever answers sets UNIQUE to 0.
 SLOT_UNIQUE: Final = 0
 SLOT_SEQUENCE_OPCODE: Final = 1  # sequence << 32 | opcode
@@ -47,6 +55,8 @@ SLOT_NODEID: Final = 2
 SLOT_OFFSET: Final = 3
 SLOT_SIZE_TRIES: Final = 4  # tries << 32 | size
 SLOT_STARTED_NS: Final = 5
+SLOT_SIDE: Final = 6  # side slot + 1, or 0
+SLOT_RESENDS: Final = 7  # `resends` when the request in the side slot was read
 
 SUSPECTS: Final = 1 << 15
 """Twice what can be in flight at once: a suspect that lost its entry would look innocent and kill for ever."""
@@ -73,8 +83,23 @@ answered would keep all others back for as long as a slow store takes, one after
 SUSPICION_LIMIT: Final = 12
 """From here on a request is poison and gets EIO: the third crash, or the twelfth kill."""
 
+# Words of `flags`.
+RESENDS: Final = 0
+"""How often the kernel was told to deliver again, doubled; odd: it is being told now.  Writer: the keeper."""
+STAGING_FULL: Final = 1
+"""Not 0: fronts ask the core before they write to a staging file.  Writer: the core."""
+_FLAG_WORDS: Final = 2
+
 SCRATCH_SLOTS: Final = 32
 SCRATCH_BYTES: Final = MIB
+
+SIDE_SLOTS: Final = 512
+"""As many as the kernel sends asynchronous WRITEs at a time (MAX_BACKGROUND).  With none free a front takes no more
+requests until one is."""
+SIDE_BYTES: Final = MIB + 4096
+_MAP_NORESERVE: Final = 0x4000  # <asm-generic/mman.h>; Python 3.11 does not name it
+_SIDE_KEEP_BYTES: Final = 64 * KIB
+"""A slot that held more gives its memory back."""
 
 _INFLIGHT_WORDS: Final = MAX_FRONTS * SLOTS_PER_FRONT * SLOT_WORDS
 _SUSPECT_WORDS: Final = _SUSPECTS_AT + SUSPECTS * 2
@@ -95,7 +120,7 @@ class SharedState:
     """The mapping and the words in it.  Created once by the keeper; children inherit it by fork."""
 
     def __init__(self) -> None:
-        words = _ROWS * ROW_WORDS + _INFLIGHT_WORDS + _SUSPECT_WORDS + SCRATCH_SLOTS
+        words = _ROWS * ROW_WORDS + _INFLIGHT_WORDS + _SUSPECT_WORDS + SCRATCH_SLOTS + SIDE_SLOTS + _FLAG_WORDS
         self._scratch_offset = (words * 8 + 4095) & ~4095
         self._map = mmap.mmap(-1, self._scratch_offset + SCRATCH_SLOTS * SCRATCH_BYTES)
         self._bytes = memoryview(self._map)
@@ -106,6 +131,13 @@ class SharedState:
         self._suspects = self._words[at : at + _SUSPECT_WORDS]
         at += _SUSPECT_WORDS
         self._scratch_marks = self._words[at : at + SCRATCH_SLOTS]
+        at += SCRATCH_SLOTS
+        self._side_marks = self._words[at : at + SIDE_SLOTS]
+        at += SIDE_SLOTS
+        self.flags = self._words[at : at + _FLAG_WORDS]
+        # Not counted against the system's memory before it is used, which few mounts ever do to the full.
+        self._side_map = mmap.mmap(-1, SIDE_SLOTS * SIDE_BYTES, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
+        self._side_bytes = memoryview(self._side_map)
 
     # --- rows --------------------------------------------------------------------------------------------------
 
@@ -165,6 +197,7 @@ class SharedState:
         """Forget all relayed requests.  The keeper calls this between generations, when no front runs."""
         for request in self.in_flight():
             self.inflight[request.slot * SLOT_WORDS + SLOT_UNIQUE] = 0
+        self.drop_bodies()
         self._suspects[_TOKEN_WORD] = 0
 
     # --- suspects ----------------------------------------------------------------------------------------------
@@ -209,6 +242,47 @@ class SharedState:
         if not self._words[CORE_ROW * ROW_WORDS + STARTED_NS]:
             return False
         return not self.suspect_in_core or time.monotonic_ns() - self._suspects[_TOKEN_SINCE_WORD] > TRIAL_NS
+
+    # --- bodies that wait for the core -------------------------------------------------------------------------
+    # A front takes slots of its own share only, so no two take the same.  Whoever finishes the request frees its slot;
+    # while `resends` is odd, and all fronts are idle, the keeper frees them all.
+
+    def take_side(self, front: int, fronts: int) -> int | None:
+        """Return a free slot of this front's share, taken; None: there is none."""
+        share = SIDE_SLOTS // fronts
+        for slot in range(front * share, (front + 1) * share):
+            if not self._side_marks[slot]:
+                self._side_marks[slot] = 1
+                return slot
+        return None
+
+    def side(self, slot: int) -> memoryview:
+        """Return the bytes of one slot."""
+        return self._side_bytes[slot * SIDE_BYTES : (slot + 1) * SIDE_BYTES]
+
+    def free_side(self, slot: int, used_bytes: int) -> None:
+        """Give a slot back that held so many bytes."""
+        if used_bytes > _SIDE_KEEP_BYTES:
+            self._side_map.madvise(mmap.MADV_REMOVE, slot * SIDE_BYTES, SIDE_BYTES)
+        self._side_marks[slot] = 0
+
+    def begin_resend(self) -> None:
+        """Have fronts take no further requests.  Keeper only; `end_resend` must follow."""
+        self.flags[RESENDS] |= 1
+
+    def drop_bodies(self) -> None:
+        """Forget all requests whose body waits: the kernel will deliver them again.  Keeper, when no front serves."""
+        for slot in range(MAX_FRONTS * SLOTS_PER_FRONT):
+            at = slot * SLOT_WORDS
+            if self.inflight[at + SLOT_UNIQUE] and self.inflight[at + SLOT_SIDE]:
+                self.inflight[at + SLOT_UNIQUE] = 0
+        for side in range(SIDE_SLOTS):
+            if self._side_marks[side]:
+                self.free_side(side, SIDE_BYTES)
+
+    def end_resend(self) -> None:
+        """Let fronts go on.  Keeper only."""
+        self.flags[RESENDS] += 1
 
     # --- scratch slots -----------------------------------------------------------------------------------------
     # The core marks a slot with the time it filled it and names slot and length to a front.  The front copies the

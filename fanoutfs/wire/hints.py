@@ -23,6 +23,7 @@ class HintKind(IntEnum):
     PART_READ = 2  # a reader arrived at this part of a large file
     SMALL_READ = 3  # a small file was read from its beginning, and the store had it
     LISTED = 4  # the kernel was given the entries of `part` files, numbered from this inode on
+    WRITTEN = 6  # this inode's staging file was written
     PUSH_AHEAD = 5  # core to pusher: this file will be read, the ones before it sooner
 
 

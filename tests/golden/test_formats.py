@@ -70,7 +70,8 @@ DIRECTORY_RECORD = (
 def test_constants_that_shape_the_files() -> None:
     assert FORMAT_VERSION == 2
     assert (BLOCK_BYTES, PART_BLOCKS) == (262_144, 32)
-    assert DATABASES == (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+    assert DATABASES[:5] == (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+    assert DATABASES[5:] == (b"names", b"targets", b"xattrs", b"dirty", b"staged", b"local", b"departed", b"applied")
 
 
 def test_file_record() -> None:

@@ -56,7 +56,7 @@ def _place(weed: S3Server) -> Iterator[Place]:
     bucket = weed.bucket()
     bucket.put("directory/large", CONTENT)
     bucket.put("directory/small", SMALL)
-    with kernel.mounted_bucket(bucket) as mount:
+    with kernel.mounted_bucket(bucket, "--read-only") as mount:
         yield Place(mount, bucket)
 
 

@@ -17,8 +17,11 @@ from fanoutfs.backend.local import LocalBackend
 from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
+from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.changes import Changes
+from fanoutfs.core.durable import Durable
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness
@@ -26,11 +29,14 @@ from fanoutfs.core.grace import Grace
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.numbers import Numbers
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
+from fanoutfs.core.staged import StagedBytes
+from fanoutfs.core.staging import Staging
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.store import IndexEnvironment
@@ -100,6 +106,10 @@ class Rig:
     fills: Fills
     plans: Plans
     prefetch: Prefetch
+    filesystem: FileSystem
+    staging_files: StagingFiles
+    staging: Staging
+    changes: Changes
     jobs: Jobs
     clock: TurnedClock
     row: memoryview
@@ -181,6 +191,7 @@ async def running_core(
     sibling_files: int = 0,
     plan_window_bytes: int = MIB,
     small_bytes: int = 16 * MIB,
+    staging_bytes: int = GIB,
 ) -> AsyncIterator[Rig]:
     """Put the parts together as core.main does, and take them apart at the end."""
     (path / "objects").mkdir()
@@ -210,6 +221,8 @@ async def running_core(
             files=files,
             small=small,
             grace=grace,
+            staged=StagedBytes(path, lambda: 0),
+            staging_cap_bytes=staging_bytes,
             row=row,
         )
         checked: Backend = backend
@@ -248,18 +261,47 @@ async def running_core(
                     op_timeout_s=op_timeout_s,
                     row=row,
                 )
+                filesystem = FileSystem(
+                    reader=reader,
+                    listings=listings,
+                    fills=fills,
+                    freshness=Freshness(
+                        listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=float("inf")
+                    ),
+                    shared=shared,
+                    metadata_ttl_s=float("inf"),
+                )
+                numbers = Numbers(writer)
+                staging_files = StagingFiles(path)
+                staging = Staging(
+                    reader=reader,
+                    writer=writer,
+                    staging=staging_files,
+                    files=files,
+                    small=small,
+                    fills=fills,
+                    arena=arena,
+                    space=space,
+                    grace=grace,
+                    durable=Durable(environment, writer),
+                    numbers=numbers,
+                    ownership=OWNER,
+                    root_prefix="",
+                    clock=clock,
+                    op_timeout_s=op_timeout_s,
+                )
+                changes = Changes(
+                    filesystem=filesystem,
+                    staging=staging,
+                    reader=reader,
+                    writer=writer,
+                    numbers=numbers,
+                    root_prefix="",
+                    clock=clock,
+                )
                 plans = Plans(
                     reader=reader,
-                    filesystem=FileSystem(
-                        reader=reader,
-                        listings=listings,
-                        fills=fills,
-                        freshness=Freshness(
-                            listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=float("inf")
-                        ),
-                        shared=shared,
-                        metadata_ttl_s=float("inf"),
-                    ),
+                    filesystem=filesystem,
                     fills=fills,
                     small=small,
                     window_bytes=plan_window_bytes,
@@ -296,6 +338,10 @@ async def running_core(
                     fills=fills,
                     plans=plans,
                     prefetch=prefetch,
+                    filesystem=filesystem,
+                    staging_files=staging_files,
+                    staging=staging,
+                    changes=changes,
                     jobs=Jobs(nursery),
                     clock=clock,
                     row=row,

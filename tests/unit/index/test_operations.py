@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fanoutfs.index.format import FIRST_INO, INO_KEY, Ownership
+from fanoutfs.index.format import FIRST_INO, FORMAT_VERSION, INO_KEY, Ownership
 from fanoutfs.index.operations import (
     ApplyChildren,
     Change,
     ChangeKind,
     DropBlocks,
     FreeOrphans,
+    OldFormatError,
     OpenVolume,
     PutBlocks,
     blocks_bytes,
@@ -227,9 +228,15 @@ def test_index_of_another_source_is_refused(index: IndexEnvironment) -> None:
         apply(index, OpenVolume("other", OWNER, NOW_NS).apply)
 
 
-def test_index_of_another_format_is_refused(index: IndexEnvironment) -> None:
-    apply(index, lambda txn: txn.set_setting(b"format", (2).to_bytes(8, "little")))
-    with pytest.raises(ValueError, match="format 2"):
+def test_index_of_a_newer_format_is_refused(index: IndexEnvironment) -> None:
+    apply(index, lambda txn: txn.set_setting(b"format", (FORMAT_VERSION + 1).to_bytes(8, "little")))
+    with pytest.raises(ValueError, match=f"format {FORMAT_VERSION + 1}"):
+        apply(index, OpenVolume("test", OWNER, NOW_NS).apply)
+
+
+def test_index_of_an_older_format_is_recognised(index: IndexEnvironment) -> None:
+    apply(index, lambda txn: txn.set_setting(b"format", (1).to_bytes(8, "little")))
+    with pytest.raises(OldFormatError, match="format 1"):
         apply(index, OpenVolume("test", OWNER, NOW_NS).apply)
 
 

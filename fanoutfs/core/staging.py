@@ -1,0 +1,493 @@
+"""Staged files in the core: bring content into staging files, keep it, and hand it over to the cache when it is clean.
+
+Core, trio thread only; what blocks runs in worker threads.  A lock for each inode orders what is done to its staging
+file here.  Fronts write and read the files without asking where the index lets them (`front.changes`).
+
+Order of staging a clean file, so that content which is durable in the store is never lost by a change of it:
+  1. a life (a number never used); the staging file, with size and mtime of the object
+  2. small files: their content into it, synced          large files: nothing, the file is an overlay
+  3. commit: STAGED.  From now on fronts write            A kill before 3 leaves a file that no record knows: it goes.
+  4. small files: out of the small store, after every fill that was under way
+Blocks of an overlay become local: content into the staging file, synced, then commit.  What the write that asked for it
+will overwrite is fetched, too: until it is written, others read the block.
+
+Order of becoming clean, so that at every moment one place has what fsync acknowledged:
+  1. commit: SEALED, then a grace period: no front writes any more         (the caller has put the object)
+  2. no fill of the inode is under way; the arena shows nothing of it
+  3. the content into the cache: small files into the small store; whole ones by a link from objects/ to the staging
+     file; of overlays the local blocks are copied
+  4. commit: clean, with key, version and block map
+  5. a grace period; the index is synced
+  6. the staging file goes
+A kill or power cut before 4 is durable leaves a staged file and its staging file; after it, a staging file that no
+record knows.  What the cache lost of 3 in a power cut does not have its checksum, and is fetched again.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import trio
+
+from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.small import SmallMismatchError
+from fanoutfs.cache.smallstore import SmallStore
+from fanoutfs.cache.staging import StagingFiles, staged_attr
+from fanoutfs.clock import Clock
+from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.durable import Durable
+from fanoutfs.core.fill import Fills
+from fanoutfs.core.grace import Grace
+from fanoutfs.core.numbers import Numbers
+from fanoutfs.core.overlay import OverlayContent, copy_local, missing_runs
+from fanoutfs.core.space import Space
+from fanoutfs.errors import CacheFullError, InvariantError, RefusedError, StaleInodeError
+from fanoutfs.index.format import Inode, Ownership
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.requests import Request
+from fanoutfs.index.staged import MakeClean, MarkLocal, Seal, Stage, Truncate
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, Version
+
+_TRIES: Final = 3
+_MAX_FILE_BYTES: Final = (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """A staging file that nobody writes to until it is clean or unsealed."""
+
+    inode: Inode
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class _Held:
+    """The lock of one inode, and how many hold it or wait for it."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = trio.Lock()
+        self.users = 0
+
+
+class Staging:
+    """The core's side of staging."""
+
+    def __init__(
+        self,
+        *,
+        reader: IndexReader,
+        writer: GroupWriter[IndexTransaction],
+        staging: StagingFiles,
+        files: CacheFiles,
+        small: SmallStore,
+        fills: Fills,
+        arena: ArenaSlots,
+        space: Space,
+        grace: Grace,
+        durable: Durable,
+        numbers: Numbers,
+        ownership: Ownership,
+        root_prefix: str,
+        clock: Clock,
+        op_timeout_s: float,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._staging = staging
+        self._files = files
+        self._small = small
+        self._fills = fills
+        self._arena = arena
+        self._space = space
+        self._grace = grace
+        self._durable = durable
+        self._numbers = numbers
+        self._ownership = ownership
+        self._root_prefix = root_prefix
+        self._clock = clock
+        self._op_timeout_s = op_timeout_s
+        self._overlays = OverlayContent(reader, files, fills)
+        self._locks: dict[int, _Held] = {}
+        self._unsealed: dict[int, trio.Event] = {}
+        self._unnamed: set[tuple[int, int]] = set()
+        """Staging files whose names were not synced yet."""
+        self._spoilt: set[tuple[int, int]] = set()
+        """Staging files of which a sync failed: what they hold is not known any more."""
+        self.note_dirty: Callable[[int], None] = _ignore
+        """Called when the content of an inode was changed here.  No checkpoint."""
+
+    # --- what everybody asks -----------------------------------------------------------------------------------
+
+    def shown(self, inode: Inode) -> Inode:
+        """Return a record with the attributes that users see: a staged file's are those of its staging file."""
+        if not inode.is_staged:
+            return inode
+        try:
+            found = self._staging.stat(inode.ino, inode.life)
+        except FileNotFoundError:
+            raise StaleInodeError(f"inode {inode.ino} has no staging file") from None
+        return replace(inode, attr=staged_attr(inode.attr, found, is_whole=inode.is_whole))
+
+    async def new_file(self) -> tuple[int, int]:
+        """Make an empty staging file for an inode to be; return (inode number, life).  Checkpoint."""
+        ino = await self._numbers.take()
+        self._staging.create(ino, ino)
+        self._unnamed.add((ino, ino))
+        return ino, ino
+
+    def discard_file(self, ino: int, life: int) -> None:
+        """Remove a staging file that no record knows.  No checkpoint."""
+        self._unnamed.discard((ino, life))
+        self._spoilt.discard((ino, life))
+        self._staging.remove(ino, life)
+
+    def touch(self, inode: Inode, atime_ns: int | None = None, mtime_ns: int | None = None) -> None:
+        """Move the ctime of a staged file, and set its mtime where one is given.  No checkpoint."""
+        if inode.is_staged:
+            fd = self._staging.descriptor(inode.ino, inode.life)
+            if mtime_ns is not None:
+                os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns))
+            else:
+                os.fchmod(fd, 0o600)
+
+    def tag(self, inode: Inode, key: str) -> None:
+        """Write down in the staging file which object it shall be.  No checkpoint."""
+        if inode.is_staged:
+            with contextlib.suppress(OSError):
+                self._staging.tag(inode.ino, inode.life, key)
+
+    # --- what requests ask -------------------------------------------------------------------------------------
+
+    async def stage(self, ino: int, offset: int, size: int, truncate_to: int | None = None) -> Inode:
+        """Make a file staged and unsealed, and [offset, offset + size) of its object local; return its record.
+
+        truncate_to: its new size, set under the same lock.  Waits for room in staging.  Checkpoint.
+        Raises StaleInodeError, RefusedError, CacheFullError, BackendError, OSError.
+        """
+        if offset + size > _MAX_FILE_BYTES or (truncate_to or 0) > _MAX_FILE_BYTES:
+            raise RefusedError(errno.EFBIG)
+        if truncate_to is None:
+            await self._space.wait_for_staging(size, self._op_timeout_s)
+        async with self._writable(ino) as found:
+            inode = found if found.is_staged else await self._begin(found, is_emptied=truncate_to == 0)
+            if not inode.is_whole:
+                await self._localise(inode, offset, offset + size)
+            inode = inode if truncate_to is None else await self._truncate(inode, truncate_to)
+        self.note_dirty(ino)
+        return inode
+
+    async def localise(self, ino: int, offset: int, size: int) -> None:
+        """Make a range of a file readable from its staging file, if it is staged.  Checkpoint.  Raises as `stage`."""
+        async with self._locked(ino):
+            inode = self._record(ino)
+            if inode.is_staged and not inode.is_whole:
+                await self._localise(inode, offset, offset + size)
+
+    async def wait_for_room(self, size: int) -> None:
+        """Return when a write that the disk had no room for may be tried again.  Checkpoint.
+
+        Raises CacheFullError when nothing becomes free.
+        """
+        await self._space.make_room()
+        await self._space.wait_for_staging(size, self._op_timeout_s)
+
+    async def sync(self, ino: int, *, data_only: bool) -> None:
+        """Return when a file's content and everything committed so far survive a power cut.  Checkpoint.
+
+        Raises OSError; after a failure every further sync of the same staging file fails as well.
+        """
+        inode = self._record(ino)
+        if inode.is_staged:
+            await self._sync_content(ino, inode.life, data_only=data_only)
+        await self._durable.sync()
+
+    async def sync_names(self) -> None:
+        """Return when everything committed so far survives a power cut.  Checkpoint.  Raises OSError."""
+        await self._durable.sync()
+
+    async def _sync_content(self, ino: int, life: int, *, data_only: bool) -> None:
+        if (ino, life) in self._spoilt:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fd = self._staging.duplicate(ino, life)
+        is_new = (ino, life) in self._unnamed
+
+        def sync() -> None:
+            (os.fdatasync if data_only else os.fsync)(fd)
+            if is_new:
+                self._staging.sync_directory()
+
+        try:
+            await trio.to_thread.run_sync(sync)
+        except OSError:
+            self._spoilt.add((ino, life))
+            raise
+        finally:
+            os.close(fd)
+        self._unnamed.discard((ino, life))
+
+    # --- what uploads ask --------------------------------------------------------------------------------------
+
+    async def seal(self, ino: int) -> SealedFile | None:
+        """Have nobody write to a staged file until it is clean or unsealed; None: it is not staged.  Checkpoint."""
+        async with self._locked(ino):
+            inode = self._find(ino)
+            if inode is None or not inode.is_staged:
+                return None
+            sealed = await self._writer.run(Seal(ino, inode.life, sealed=True).apply)
+            if sealed is None:
+                return None
+            self._unsealed.setdefault(ino, trio.Event())
+            await self._grace.wait()
+            try:
+                found = self._staging.stat(ino, inode.life)
+            except OSError:
+                await self._unseal(sealed)
+                return None
+            return SealedFile(sealed, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+    async def unseal(self, ino: int) -> None:
+        """Let a sealed file be written to again.  Checkpoint."""
+        async with self._locked(ino):
+            inode = self._find(ino)
+            if inode is not None and inode.is_staged:
+                await self._unseal(inode)
+            self._wake(ino)
+
+    async def _unseal(self, inode: Inode) -> None:
+        await self._writer.run(Seal(inode.ino, inode.life, sealed=False).apply)
+        self._wake(inode.ino)
+
+    def _wake(self, ino: int) -> None:
+        if (event := self._unsealed.pop(ino, None)) is not None:
+            event.set()
+
+    async def make_clean(
+        self, ino: int, key: str, version: Version, checksums: Mapping[int, int] | None = None
+    ) -> bool:
+        """Let a sealed file's content be the object `key` in `version`, which has it.  Checkpoint.
+
+        checksums: block of the file → xxh3, as far as they are known.  Returns False when the file is gone or was not
+        sealed; see the module's docstring for the order.  Raises InvariantError, DatabaseError.
+        """
+        async with self._locked(ino):
+            inode = self._find(ino)
+            if inode is None or not inode.is_staged or not inode.is_sealed:
+                return False
+            try:
+                return await self._make_clean(inode, key, version, dict(checksums or {}))
+            finally:
+                self._wake(ino)
+
+    async def _make_clean(self, inode: Inode, key: str, version: Version, checksums: dict[int, int]) -> bool:
+        ino, life = inode.ino, inode.life
+        found = self._staging.stat(ino, life)
+        if found.st_size != version.size_bytes:
+            raise InvariantError(f"{key} has {version.size_bytes} bytes, its staging file {found.st_size}")
+        await self._fills.wait_idle(ino)
+        self._arena.withdraw_inode(ino)
+        cached = await self._hand_over(inode, found.st_size, checksums)
+        clean = MakeClean(
+            ino=ino,
+            life=life,
+            key=key,
+            version=version,
+            times_ns=(found.st_mtime_ns, found.st_ctime_ns),
+            checksums=cached,
+            small_file_size=self._ownership.small_file_size,
+        )
+        if not await self._writer.run(clean.apply):
+            return False
+        await self._grace.wait()
+        with contextlib.suppress(OSError):  # the staging file stays then, until a start finds it unknown
+            await self._durable.sync()
+            self.discard_file(ino, life)
+            self._space.note_unstaged(found.st_blocks * 512)
+        return True
+
+    async def _hand_over(self, inode: Inode, size_bytes: int, checksums: dict[int, int]) -> dict[int, int]:
+        """Bring the content into the cache as far as there is room; return the checksums of the blocks it has."""
+        ino = inode.ino
+        if size_bytes <= self._ownership.small_file_size:
+            if size_bytes and inode.is_whole:
+                content = os.pread(self._staging.descriptor(ino, inode.life), size_bytes, 0)
+                await self._small.put(ino, memoryview(content))
+            return {}
+        if self._small.has(ino):
+            await self._small.drop(ino)
+        blocks = -(-size_bytes // BLOCK_BYTES)
+        try:
+            if inode.is_whole:
+                if len(checksums) == blocks:
+                    self._files.adopt(ino, self._staging.path(ino, inode.life))
+                    return checksums
+                return {}
+            return await self._copy_local(inode, size_bytes)
+        except (OSError, CacheFullError):
+            return {}  # nothing but speed is lost
+
+    async def _copy_local(self, inode: Inode, size_bytes: int) -> dict[int, int]:
+        """Copy what an overlay has in its staging file to the cache file; return the checksums.  Checkpoint."""
+        ino = inode.ino
+        with self._reader.begin() as txn:
+            records = self._reader.changed(txn)
+            base_size, local = records.base_size(ino) or 0, records.local_parts(ino)
+        source = self._staging.duplicate(ino, inode.life)
+        try:
+            target = self._files.duplicate(ino)
+            try:
+                copy = partial(copy_local, source, target, ino, size_bytes, base_size, local)
+                wanted_bytes = sum(mask.bit_count() for mask in local.values()) * BLOCK_BYTES
+                async with self._space.reserved(wanted_bytes + max(0, size_bytes - base_size)):
+                    return await trio.to_thread.run_sync(copy)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    # --- under the inode's lock --------------------------------------------------------------------------------
+
+    def _find(self, ino: int) -> Inode | None:
+        with self._reader.begin() as txn:
+            return self._reader.inode(txn, ino)
+
+    def _record(self, ino: int) -> Inode:
+        inode = self._find(ino)
+        if inode is None:
+            raise StaleInodeError(f"inode {ino} is not in the index")
+        return inode
+
+    @asynccontextmanager
+    async def _locked(self, ino: int) -> AsyncIterator[None]:
+        held = self._locks.setdefault(ino, _Held())
+        held.users += 1
+        try:
+            async with held.lock:
+                yield
+        finally:
+            held.users -= 1
+            if not held.users:
+                del self._locks[ino]
+
+    @asynccontextmanager
+    async def _writable(self, ino: int) -> AsyncIterator[Inode]:
+        """Hold the lock of a regular file that is not sealed; yield its record."""
+        while True:
+            async with self._locked(ino):
+                inode = self._record(ino)
+                if not stat.S_ISREG(inode.mode):
+                    raise RefusedError(errno.EISDIR if inode.is_dir else errno.EINVAL)
+                if not inode.is_sealed:
+                    yield inode
+                    return
+                unsealed = self._unsealed.setdefault(ino, trio.Event())
+            await unsealed.wait()
+
+    async def _begin(self, inode: Inode, *, is_emptied: bool) -> Inode:
+        """Stage a clean file.  Checkpoint."""
+        is_whole = is_emptied or inode.is_small or not inode.size_bytes
+        content = b"" if is_emptied or not inode.size_bytes or not inode.is_small else await self._content(inode)
+        life = await self._numbers.take()
+        fd = self._staging.create(inode.ino, life, 0 if is_whole else inode.size_bytes)
+        self._unnamed.add((inode.ino, life))
+        try:
+            if content:
+                await self._write(inode.ino, life, {0: content})
+                fd = self._staging.descriptor(inode.ino, life)
+            if not is_emptied:
+                mtime_ns = inode.version.mtime_ns
+                os.utime(fd, ns=(mtime_ns, mtime_ns))
+            if inode.key:
+                self._staging.tag(inode.ino, life, inode.key)
+            request = Request(self._clock.wall_ns(), 0, 0, self._root_prefix)
+            staged = await self._writer.run(Stage(inode.ino, life, is_whole, request).apply)
+        except BaseException:
+            self.discard_file(inode.ino, life)
+            raise
+        self._space.note_staged(len(content))
+        self._arena.withdraw_inode(inode.ino)
+        if inode.is_small:
+            await self._fills.wait_idle(inode.ino)
+            if self._small.has(inode.ino):
+                await self._small.drop(inode.ino)
+        return staged
+
+    async def _content(self, inode: Inode) -> bytes:
+        """Return the content of a clean small file.  Checkpoint."""
+        for _try in range(_TRIES):
+            try:
+                await self._fills.ensure(inode.ino, 0, inode.size_bytes)
+            except CacheFullError:
+                break
+            try:
+                with self._small.reader.begin() as txn:
+                    found = self._small.reader.get(txn, inode.ino)
+                    content = None if found is None else bytes(found)
+            except SmallMismatchError:
+                await self._fills.discard_damaged(inode.ino, 0, inode.size_bytes)
+                continue
+            if content is not None and len(content) == inode.size_bytes:
+                return content
+        return bytes(await self._fills.fetch_direct(inode.ino, 0, inode.size_bytes))
+
+    async def _localise(self, inode: Inode, start: int, end: int) -> None:
+        """Make the blocks of a range of an overlay's object local.  Checkpoint."""
+        with self._reader.begin() as txn:
+            runs = missing_runs(self._reader.changed(txn), inode.ino, start, end)
+        for first, last_end in runs:
+            content = await self._overlays.read(inode, first, last_end)
+            await self._write(inode.ino, inode.life, {first: content}, keeps_times=True)
+            masks: dict[int, int] = {}
+            for block in range(first // BLOCK_BYTES, -(-last_end // BLOCK_BYTES)):
+                part = block // PART_BLOCKS
+                masks[part] = masks.get(part, 0) | 1 << block % PART_BLOCKS
+            await self._writer.run(MarkLocal(inode.ino, inode.life, masks).apply)
+            self._space.note_staged(last_end - first)
+
+    async def _write(self, ino: int, life: int, pieces: Mapping[int, bytes], *, keeps_times: bool = False) -> None:
+        """Write content of the object to the staging file and sync it.  Checkpoint.  Raises OSError."""
+        fd = self._staging.duplicate(ino, life)
+
+        def write() -> None:
+            before = os.fstat(fd)
+            for offset, content in pieces.items():
+                view, done = memoryview(content), 0
+                while done < len(view):
+                    done += os.pwrite(fd, view[done:], offset + done)
+            if keeps_times:
+                # The user has not changed the file.  Should he do so in this very moment, the time of that is lost.
+                os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+            os.fdatasync(fd)
+
+        try:
+            await trio.to_thread.run_sync(write)
+        finally:
+            os.close(fd)
+
+    async def _truncate(self, inode: Inode, size_bytes: int) -> Inode:
+        """Cut a staging file, or make it longer.  Checkpoint.
+
+        The file first: should the core be killed in between, a start lowers the base size to the file's.
+        """
+        fd = self._staging.descriptor(inode.ino, inode.life)
+        os.ftruncate(fd, size_bytes)
+        os.utime(fd)
+        if not inode.is_whole:
+            request = Request(self._clock.wall_ns(), 0, 0, self._root_prefix)
+            await self._writer.run(Truncate(inode.ino, inode.life, size_bytes, request).apply)
+            return self._record(inode.ino)
+        return inode
+
+
+def _ignore(_ino: int) -> None:
+    """Tell nobody."""

@@ -1,0 +1,404 @@
+"""Changes of names that processes on this mount ask for, as values with a pure `apply`.
+
+Core; applied in the writer's transactions, like `operations` (which holds what listings and fills change).  POSIX's
+rules are checked here, inside the transaction, so that the answer is exact whatever was committed a moment ago; what
+must be known of the store first (is a directory empty, does a name exist there) the caller has made known.
+
+What becomes of objects is noted in the same transaction: `dirty` (the store does not have this inode as it is),
+`departed` (the store still has an object that is not at its place here).  The rules:
+
+* an object belongs to the inode whose record names its key; when its place changes it is departed to that inode;
+* of an inode that lost its last name the object stays, departed to the inode, until the kernel has forgotten it
+  (whoever has it open may read on), then departed to nothing;
+* every dirty inode has its place in `names`;
+* a directory's prefix departs with it, both the one its objects were found under and the one of its last place, where
+  they may have been moved meanwhile, unless another directory's objects are still there: then none of its own are.
+"""
+
+import errno
+import stat
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fanoutfs.errors import InvariantError, RefusedError
+from fanoutfs.index.changed import no_version
+from fanoutfs.index.format import (
+    DT_DIR,
+    FLAG_ATTRS,
+    FLAG_HELD,
+    FLAG_LISTED,
+    FLAG_LOCAL,
+    FLAG_STAGED,
+    FLAG_WHOLE,
+    Departed,
+    Dirty,
+    Inode,
+    attr_with,
+    make_attr,
+)
+from fanoutfs.index.names import NAME_MAX_BYTES
+from fanoutfs.index.requests import Request, known_inode, make_dirty, make_link_dirty, put_attr, touch_directory
+from fanoutfs.index.transaction import IndexTransaction
+
+RENAME_NOREPLACE: Final = 1
+RENAME_EXCHANGE: Final = 2
+_LINK_MAX: Final = 65_000
+_NOTHING: Final = Dirty(0)
+"""Only the object's place is not that of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class MakeNode:
+    """Make a file, directory, symbolic link or special file.  Returns its record.
+
+    ino: reserved before.  life: of the (empty) staging file of a regular file, made before.  target: of a symlink.
+    """
+
+    parent: int
+    name: bytes
+    ino: int
+    mode: int
+    uid: int
+    gid: int
+    request: Request
+    rdev: int = 0
+    target: bytes = b""
+    life: int = 0
+
+    def apply(self, txn: IndexTransaction) -> Inode:
+        if (earlier := self.request.earlier(txn)) is not None:
+            return known_inode(txn, earlier)
+        directory = _open_directory(txn, self.parent)
+        _check_name(self.name)
+        if txn.entry(self.parent, self.name) is not None:
+            raise RefusedError(errno.EEXIST)
+        inode = self._record(txn, directory)
+        txn.put_inode(inode)
+        txn.put_entry(self.parent, self.name, inode)
+        txn.changed.put_name(self.ino, self.parent, self.name)
+        if stat.S_ISLNK(self.mode):
+            txn.changed.put_target(self.ino, self.target)
+        if not inode.is_dir:
+            txn.add_totals(1, 0)
+        make_dirty(txn, inode, Dirty.CONTENT | Dirty.META, self.request)
+        touch_directory(txn, self.parent, self.request.now_ns)
+        self.request.note(txn, self.ino)
+        return inode
+
+    def _record(self, txn: IndexTransaction, directory: Inode) -> Inode:
+        mode, gid, key = self.mode, self.gid, ""
+        flags = FLAG_LOCAL | FLAG_ATTRS
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        if stat.S_ISDIR(mode):
+            key = self.request.key_at(txn, self.parent, self.name) + "/"
+            flags |= FLAG_LISTED | (FLAG_HELD if txn.changed.departed(key) is not None else 0)
+        elif stat.S_ISREG(mode):
+            flags |= FLAG_STAGED | FLAG_WHOLE
+        attr = make_attr(self.ino, mode, len(self.target), self.request.now_ns, self.uid, gid)
+        listed_at_ns = self.request.now_ns if stat.S_ISDIR(mode) else self.life
+        return Inode(self.ino, attr_with(attr, rdev=self.rdev), listed_at_ns, flags, "", "", key)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Give a file one more name.  cookie: a reserved number.  Returns the inode's record."""
+
+    ino: int
+    parent: int
+    name: bytes
+    cookie: int
+    request: Request
+
+    def apply(self, txn: IndexTransaction) -> Inode:
+        if (earlier := self.request.earlier(txn)) is not None:
+            return known_inode(txn, earlier)
+        inode = known_inode(txn, self.ino)
+        if inode.is_dir:
+            raise RefusedError(errno.EPERM)
+        if txn.is_orphan(self.ino):
+            raise RefusedError(errno.ENOENT)
+        if inode.links >= _LINK_MAX:
+            raise RefusedError(errno.EMLINK)
+        _open_directory(txn, self.parent)
+        _check_name(self.name)
+        if txn.entry(self.parent, self.name) is not None:
+            raise RefusedError(errno.EEXIST)
+        linked = put_attr(txn, inode, self.request, links=inode.links + 1)
+        make_dirty(txn, linked, Dirty.META, self.request)
+        txn.put_entry(self.parent, self.name, linked, self.cookie)
+        txn.changed.put_name(self.cookie, self.parent, self.name)
+        txn.changed.put_link(self.ino, self.cookie)
+        make_link_dirty(txn, self.cookie, self.request)
+        touch_directory(txn, self.parent, self.request.now_ns)
+        self.request.note(txn, self.ino)
+        return linked
+
+
+@dataclass(frozen=True, slots=True)
+class Unlink:
+    """Take one name of a file away.  Returns its inode number."""
+
+    parent: int
+    name: bytes
+    request: Request
+
+    def apply(self, txn: IndexTransaction) -> int:
+        if (earlier := self.request.earlier(txn)) is not None:
+            return earlier
+        ino, dtype = _entry(txn, self.parent, self.name)
+        if dtype == DT_DIR:
+            raise RefusedError(errno.EISDIR)
+        _drop_file(txn, self.parent, self.name, known_inode(txn, ino), self.request)
+        touch_directory(txn, self.parent, self.request.now_ns)
+        self.request.note(txn, ino)
+        return ino
+
+
+@dataclass(frozen=True, slots=True)
+class Rmdir:
+    """Take away an empty directory, whose listing is complete.  Returns its inode number."""
+
+    parent: int
+    name: bytes
+    request: Request
+
+    def apply(self, txn: IndexTransaction) -> int:
+        if (earlier := self.request.earlier(txn)) is not None:
+            return earlier
+        ino, dtype = _entry(txn, self.parent, self.name)
+        if dtype != DT_DIR:
+            raise RefusedError(errno.ENOTDIR)
+        _drop_directory(txn, self.parent, self.name, known_inode(txn, ino), self.request)
+        touch_directory(txn, self.parent, self.request.now_ns)
+        self.request.note(txn, ino)
+        return ino
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """Move a name, over another one if need be; or exchange two.  Returns the moved inode's number.
+
+    A directory that is moved has a complete listing, and so has one that is displaced.  flags: RENAME_*.
+    """
+
+    parent: int
+    name: bytes
+    new_parent: int
+    new_name: bytes
+    flags: int
+    request: Request
+
+    def apply(self, txn: IndexTransaction) -> int:
+        if (earlier := self.request.earlier(txn)) is not None:
+            return earlier
+        if self.flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise RefusedError(errno.EINVAL)
+        _open_directory(txn, self.new_parent)
+        _check_name(self.new_name)
+        ino, _dtype = _entry(txn, self.parent, self.name)
+        inode = known_inode(txn, ino)
+        known = txn.entry(self.new_parent, self.new_name)
+        if known is not None and self.flags == RENAME_NOREPLACE:
+            raise RefusedError(errno.EEXIST)
+        if known is None and self.flags == RENAME_EXCHANGE:
+            raise RefusedError(errno.ENOENT)
+        self._check_descent(txn, inode, self.new_parent)
+        if known is None or known[0] != ino:  # two names of one file: POSIX says that both stay
+            other = None if known is None else known_inode(txn, known[0])
+            if self.flags == RENAME_EXCHANGE and other is not None:
+                self._exchange(txn, inode, other)
+            else:
+                self._move(txn, inode, other)
+            for parent in {self.parent, self.new_parent}:
+                touch_directory(txn, parent, self.request.now_ns)
+        self.request.note(txn, ino)
+        return ino
+
+    def _move(self, txn: IndexTransaction, inode: Inode, other: Inode | None) -> None:
+        if other is not None:
+            if inode.is_dir and not other.is_dir:
+                raise RefusedError(errno.ENOTDIR)
+            if other.is_dir and not inode.is_dir:
+                raise RefusedError(errno.EISDIR)
+            drop = _drop_directory if other.is_dir else _drop_file
+            drop(txn, self.new_parent, self.new_name, other, self.request)
+        old = _Old.of(txn, self.parent, self.name, inode, self.request)
+        txn.delete_entry(self.parent, self.name)
+        old.enter(txn, self.new_parent, self.new_name, self.request)
+
+    def _exchange(self, txn: IndexTransaction, inode: Inode, other: Inode) -> None:
+        self._check_descent(txn, other, self.parent)
+        old = _Old.of(txn, self.parent, self.name, inode, self.request)
+        other_old = _Old.of(txn, self.new_parent, self.new_name, other, self.request)
+        old.enter(txn, self.new_parent, self.new_name, self.request)
+        other_old.enter(txn, self.parent, self.name, self.request)
+
+    @staticmethod
+    def _check_descent(txn: IndexTransaction, inode: Inode, into: int) -> None:
+        at: int | None = into if inode.is_dir else None
+        while at is not None:
+            if at == inode.ino:
+                raise RefusedError(errno.EINVAL)
+            place = txn.changed.name(at)
+            at = None if place is None else place[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """A name that is about to move: what must be known of its place before that.
+
+    is_main: the place of the inode is this name's.  key: what belonged to the place.
+    """
+
+    inode: Inode
+    cookie: int
+    is_main: bool
+    key: str
+
+    @staticmethod
+    def of(txn: IndexTransaction, parent: int, name: bytes, inode: Inode, request: Request) -> "_Old":
+        cookie = txn.entry_cookie(parent, name) or inode.ino
+        key = request.key_at(txn, parent, name) + ("/" if inode.is_dir else "")
+        main = request.places(txn).place(inode.ino)
+        return _Old(inode, cookie, main is None or main == (parent, name), key)
+
+    def enter(self, txn: IndexTransaction, parent: int, name: bytes, request: Request) -> None:
+        """Let the new name lead to the inode, and say where its object is."""
+        key = request.key_at(txn, parent, name)
+        is_further = self.cookie != self.inode.ino
+        txn.put_entry(parent, name, self.inode, self.cookie if is_further else 0)
+        inode = put_attr(txn, self.inode, request)
+        if is_further:
+            _leave_link_object(txn, self.cookie, self.key)
+            txn.changed.put_name(self.cookie, parent, name)
+            make_link_dirty(txn, self.cookie, request)
+        if self.is_main:
+            txn.changed.put_name(inode.ino, parent, name)
+        if inode.is_dir:
+            _depart_directory(txn, inode, self.key, key + "/", request)
+        elif self.is_main:
+            _depart_file(txn, inode, key, request)
+
+
+# --- what several of them share --------------------------------------------------------------------------------
+
+
+def _open_directory(txn: IndexTransaction, ino: int) -> Inode:
+    """Return a directory in which names may be made."""
+    directory = known_inode(txn, ino)
+    if not directory.is_dir:
+        raise RefusedError(errno.ENOTDIR)
+    if txn.is_orphan(ino):
+        raise RefusedError(errno.ENOENT)
+    return directory
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) > NAME_MAX_BYTES:
+        raise RefusedError(errno.ENAMETOOLONG)
+
+
+def _entry(txn: IndexTransaction, parent: int, name: bytes) -> tuple[int, int]:
+    found = txn.entry(parent, name)
+    if found is None:
+        raise RefusedError(errno.ENOENT)
+    return found
+
+
+def _drop_file(txn: IndexTransaction, parent: int, name: bytes, inode: Inode, request: Request) -> None:
+    """Take a name of a file away; with the last one the inode becomes an orphan."""
+    cookie = txn.entry_cookie(parent, name) or inode.ino
+    main = request.places(txn).place(inode.ino)
+    if cookie != inode.ino:
+        _leave_link_object(txn, cookie, request.key_at(txn, parent, name))
+        txn.changed.delete_dirty(cookie)
+        txn.changed.delete_link(inode.ino, cookie)
+    txn.delete_entry(parent, name)
+    inode = put_attr(txn, inode, request, links=max(0, inode.links - 1))
+    if not inode.links:
+        txn.put_orphan(inode.ino, request.now_ns)
+        txn.changed.delete_name(inode.ino)
+        txn.changed.delete_dirty(inode.ino)
+        txn.add_totals(-1, -inode.size_bytes)
+        if inode.key:
+            _put_departed(txn, inode.key, Departed(inode.ino, inode.version))
+    elif main == (parent, name):
+        others = (txn.changed.name(other) for other in txn.changed.links(inode.ino))
+        place = next((other for other in others if other is not None and other != main), None)
+        if place is None:
+            raise InvariantError(f"inode {inode.ino} has {inode.links} names more, and none is recorded")
+        txn.changed.put_name(inode.ino, *place)
+        _depart_file(txn, inode, request.key_at(txn, *place), request)
+
+
+def _drop_directory(txn: IndexTransaction, parent: int, name: bytes, inode: Inode, request: Request) -> None:
+    """Take an empty directory away."""
+    if txn.first_entry(inode.ino) is not None:
+        raise RefusedError(errno.ENOTEMPTY)
+    if not inode.is_listed:
+        raise InvariantError(f"directory {inode.ino} was to be removed unlisted")
+    prefix = request.key_at(txn, parent, name) + "/"
+    txn.delete_entry(parent, name)
+    put_attr(txn, inode, request, links=0)
+    txn.put_orphan(inode.ino, request.now_ns)
+    txn.changed.delete_name(inode.ino)
+    txn.changed.delete_dirty(inode.ino)
+    for each in {inode.key, prefix}:
+        owner = txn.changed.departed(each)
+        # Of a directory that was made here nothing is in the store but what has departed, each by itself.
+        is_empty = inode.is_local and owner is None and next(txn.changed.all_departed(each), None) is None
+        if not is_empty and (owner is None or owner.ino == inode.ino):
+            _put_departed(txn, each, Departed(0, no_version()))
+
+
+def _leave_link_object(txn: IndexTransaction, cookie: int, key: str) -> None:
+    """Have the object of a further name deleted, if it was ever put there.  Its version is not recorded."""
+    if txn.changed.dirty(cookie) is None and txn.changed.departed(key) is None:
+        _put_departed(txn, key, Departed(0, no_version()))
+
+
+def _depart_file(txn: IndexTransaction, inode: Inode, new_key: str, request: Request) -> None:
+    """Note that a file's object is not at the place of the file, or is there again."""
+    if inode.key and inode.key == new_key:
+        owner = txn.changed.departed(inode.key)
+        if owner is not None and owner.ino == inode.ino:
+            txn.changed.delete_departed(inode.key)
+        txn.put_inode(replace(inode, flags=inode.flags & ~FLAG_LOCAL))
+        known = txn.changed.dirty(inode.ino)
+        if known is not None and not known.what:
+            txn.changed.delete_dirty(inode.ino)
+        return
+    if inode.key:
+        _put_departed(txn, inode.key, Departed(inode.ino, inode.version))
+    moved = replace(inode, flags=inode.flags | FLAG_LOCAL)
+    txn.put_inode(moved)
+    make_dirty(txn, moved, _NOTHING, request)
+
+
+def _depart_directory(txn: IndexTransaction, inode: Inode, old: str, new: str, request: Request) -> None:
+    """Note that what is below a directory's prefix has its place below another one now."""
+    if not inode.is_listed:
+        raise InvariantError(f"directory {inode.ino} was to be moved unlisted")
+    at_new = txn.changed.departed(new)
+    owner = txn.changed.departed(inode.key)
+    if owner is not None and owner.ino != inode.ino:  # nothing of its own is in the store yet
+        held = FLAG_HELD if at_new is not None else 0
+        moved = replace(inode, key=new, flags=inode.flags & ~FLAG_HELD | held)
+    else:
+        for prefix in {inode.key, old}:
+            if prefix != new and txn.changed.departed(prefix) is None:
+                _put_departed(txn, prefix, Departed(inode.ino, no_version()))
+        if at_new is not None and at_new.ino == inode.ino:
+            txn.changed.delete_departed(new)
+        moved = replace(inode, flags=inode.flags | FLAG_HELD | FLAG_LOCAL)
+    txn.put_inode(moved)
+    make_dirty(txn, moved, _NOTHING, request)
+
+
+def _put_departed(txn: IndexTransaction, key: str, record: Departed) -> None:
+    try:
+        txn.changed.put_departed(key, record)
+    except ValueError as error:
+        raise RefusedError(errno.ENAMETOOLONG, str(error)) from error
