@@ -120,6 +120,43 @@ class VersionGoneError(BackendError):
     errno_code = errno.ESTALE
 
 
+class PreconditionFailedError(BackendError):
+    """A conditional change did not happen: the object is not in the version (or not absent) that was expected.
+
+    A foreign change; whoever writes makes a conflict of it, nobody overwrites.
+    """
+
+    errno_code = errno.ESTALE
+
+
+class ReadOnlyStoreError(BackendError):
+    """The store takes no changes at all: an http source, a server without this method."""
+
+    errno_code = errno.EROFS
+
+
+class StoreFullError(BackendError):
+    """The store has no room or a quota is reached: 507, QuotaExceeded, ENOSPC of a directory."""
+
+    errno_code = errno.ENOSPC
+
+
+class MetadataTooLargeError(BackendError):
+    """An object cannot hold these attributes: more than 2 KiB of them, or a name that is not UTF-8."""
+
+    errno_code = errno.ENOSPC
+
+
+class UploadMissingError(BackendError):
+    """The store does not know this multipart upload (any more): completed, aborted, or expired by a rule."""
+
+
+class UnsupportedError(BackendError):
+    """The store cannot do this (see Abilities); the caller has another way."""
+
+    errno_code = errno.EOPNOTSUPP
+
+
 class TransientError(BackendError):
     """The store or the way to it failed for now: 429, 5xx, reset, timeout, short or wrong body.  Worth a retry.
 

@@ -8,11 +8,12 @@ An iterator that `list` returned belongs to one thread at a time.
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from fanoutfs.backend.writing import Writer
 from fanoutfs.records import ListPage, ObjectInfo, Version
 
 
-class Backend(Protocol):
-    """An object store below one prefix-free root (a bucket, a container, a directory)."""
+class Backend(Writer, Protocol):
+    """An object store below one prefix-free root (a bucket, a container, a directory); `writing` has how to write."""
 
     def head(self, key: str) -> ObjectInfo:
         """Return the object's current version.

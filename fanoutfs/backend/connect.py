@@ -24,8 +24,11 @@ from fanoutfs.backend.local import LocalBackend
 from fanoutfs.backend.measure import Counter, MeasuringBackend, ignore
 from fanoutfs.backend.metadata import find_metadata_credentials
 from fanoutfs.backend.retry import RetryingBackend, RetryPolicy
-from fanoutfs.backend.s3list import S3Lister, S3Place
+from fanoutfs.backend.s3client import S3Client, S3Place
+from fanoutfs.backend.s3list import S3Lister
+from fanoutfs.backend.s3write import S3Writer
 from fanoutfs.backend.store import StoreBackend
+from fanoutfs.backend.storewrite import ReadOnlyWriter, StoreWriter
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.config.source import Source, parse_source
 from fanoutfs.errors import BackendError, BucketMissingError, CredentialsError, UsageError
@@ -83,7 +86,8 @@ def open_store(config: MountConfig) -> Backend:
         if source.scheme == "az":
             return StoreBackend(_open_azure(source, config, options))
         url = f"{source.scheme}://{source.root}"
-        return StoreBackend(HTTPStore(url, client_options=_client_options(config, url), retry_config=_NO_RETRY))
+        http_store = HTTPStore(url, client_options=_client_options(config, url), retry_config=_NO_RETRY)
+        return StoreBackend(http_store, writer=ReadOnlyWriter(StoreWriter(http_store)))
     except BackendError:
         raise
     except (ValueError, obstore.exceptions.BaseError) as error:
@@ -105,7 +109,8 @@ def _open_s3(source: Source, config: MountConfig, env: Mapping[str, str]) -> Bac
     credentials = None if is_anonymous(env) else _s3_credentials(config, env, region)
     place = S3Place(endpoint, source.root, region)
     store = _s3_store(place, credentials, _client_options(config, endpoint))
-    return StoreBackend(store, S3Lister(place, credentials, _stall_s(config)))
+    client = S3Client(place, credentials, _stall_s(config))
+    return StoreBackend(store, S3Lister(client), writer=S3Writer(client, source.key_prefix))
 
 
 def _s3_store(place: S3Place, credentials: CredentialSource | None, options: "ClientConfig") -> S3Store:

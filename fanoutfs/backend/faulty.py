@@ -4,8 +4,8 @@
     faulty.script("get", TransientError("reset"), PASS, corrupt)     # the next three get_range calls
     gate = faulty.hold("get")                                        # later ones wait until gate.release()
 
-Faults are taken in order, one per call of their kind ("head", "get", "list", "scan"; the last two take
-one per page).
+Faults are taken in order, one per call of their kind: "head", "get", "list" and "scan" (these two take one per page),
+and the names of the methods of `Writer`.
 Thread-safe.
 """
 
@@ -16,15 +16,30 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
 from fanoutfs.backend.base import Backend, WrappedPages
+from fanoutfs.backend.writing import PassedWrites
 from fanoutfs.records import ListPage, ObjectInfo, Version
 
 T = TypeVar("T")
 
-_KINDS: Final = ("head", "get", "list", "scan")
+_READ_KINDS: Final = ("head", "get", "list", "scan")
+_WRITE_KINDS: Final = (
+    "abilities", "details", "put", "begin_upload", "upload_part", "copy_part", "complete_upload", "abort_upload",
+    "list_uploads", "copy", "delete", "delete_many",
+)  # fmt: skip
+_KINDS: Final = _READ_KINDS + _WRITE_KINDS
 
 BodyFault: TypeAlias = Callable[[memoryview], memoryview]
-Fault: TypeAlias = Exception | BodyFault
-"""An exception to raise, or what to make of the body of a get_range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The call is made and does what it does, but its answer is lost: this is raised instead."""
+
+    error: Exception
+
+
+Fault: TypeAlias = Exception | BodyFault | Lost
+"""An exception to raise, what to make of the body of a get_range, or a lost answer."""
 
 
 def passing(body: memoryview) -> memoryview:
@@ -60,7 +75,7 @@ class Gate:
         self.opened.set()
 
 
-class FaultyBackend:
+class FaultyBackend(PassedWrites):
     """Passes calls on to another backend, unless told otherwise."""
 
     gate_timeout_s = 30.0
@@ -68,6 +83,7 @@ class FaultyBackend:
 
     def __init__(self, inner: Backend) -> None:
         """inner: what calls reach when no fault is scripted."""
+        super().__init__(inner)
         self._inner = inner
         self._lock = threading.Lock()
         self._faults: dict[str, deque[Fault]] = {kind: deque() for kind in _KINDS}
@@ -113,6 +129,9 @@ class FaultyBackend:
         """See Backend.close."""
         self._inner.close()
 
+    def _around(self, kind: str, call: Callable[[], T]) -> T:
+        return self._run(kind, call)[0]
+
     def _run(self, kind: str, call: Callable[[], T]) -> tuple[T, BodyFault]:
         with self._lock:
             self.calls[kind] += 1
@@ -124,4 +143,7 @@ class FaultyBackend:
                 raise AssertionError(f"nobody released the gate of {kind!r}")
         if isinstance(fault, Exception):
             raise fault
-        return call(), fault
+        answer = call()
+        if isinstance(fault, Lost):
+            raise fault.error
+        return answer, fault

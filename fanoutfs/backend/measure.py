@@ -7,18 +7,38 @@ Names, all of them whole numbers that only grow:
   backend_hidden_keys                              keys that listings left out
   backend_errors                                   requests that failed because of the store or the way to it
   backend_missing                                  requests answered "no such object" or "another version"
+  backend_puts, backend_copies, backend_deletes    requests that change something; each of the calls of an upload in
+                                                   parts is a put, copied parts are copies (ns: backend_put_ns ...)
+  backend_sent_bytes                               object data sent, of requests that succeeded
+  backend_conflicts                                changes refused because the object was not what was expected
 and from the retry wrapper: backend_retries, backend_deadlines.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from fanoutfs.backend.base import Backend, WrappedPages
+from fanoutfs.backend.writing import Body, Condition, Part, PassedWrites, Properties, Upload
 from fanoutfs.clock import Clock, SystemClock
-from fanoutfs.errors import BackendError, ObjectMissingError, VersionGoneError
+from fanoutfs.errors import BackendError, ObjectMissingError, PreconditionFailedError, VersionGoneError
 from fanoutfs.records import ListPage, ObjectInfo, Version
 
 T = TypeVar("T")
+
+_WRITE_KINDS: Final = {
+    "details": "head",
+    "put": "put",
+    "begin_upload": "put",
+    "upload_part": "put",
+    "complete_upload": "put",
+    "copy": "copy",
+    "copy_part": "copy",
+    "delete": "delete",
+    "delete_many": "delete",
+    "abort_upload": "delete",
+    "list_uploads": "list",
+}
+_PLURALS: Final = {"copy": "copies"}
 
 Counter: TypeAlias = Callable[[str, int], None]
 """count(name, value): adds value to the named number; called from many threads."""
@@ -28,11 +48,12 @@ def ignore(name: str, value: int) -> None:
     """Count nothing."""
 
 
-class MeasuringBackend:
+class MeasuringBackend(PassedWrites):
     """Counts the calls of another backend."""
 
     def __init__(self, inner: Backend, count: Counter, clock: Clock | None = None) -> None:
         """clock: None for the kernel's."""
+        super().__init__(inner)
         self._inner = inner
         self._count = count
         self._clock = clock or SystemClock()
@@ -64,6 +85,22 @@ class MeasuringBackend:
         """See Backend.close."""
         self._inner.close()
 
+    def put(self, key: str, body: Body, condition: Condition, properties: Properties) -> Version:
+        """See Writer.put."""
+        version = super().put(key, body, condition, properties)
+        self._count("backend_sent_bytes", len(body))
+        return version
+
+    def upload_part(self, upload: Upload, number: int, body: Body) -> Part:
+        """See Writer.upload_part."""
+        part = super().upload_part(upload, number, body)
+        self._count("backend_sent_bytes", len(body))
+        return part
+
+    def _around(self, kind: str, call: Callable[[], T]) -> T:
+        # What the store can do is asked with requests of the backend's own.
+        return self._run(_WRITE_KINDS[kind], call) if kind in _WRITE_KINDS else call()
+
     def _page(self, call: Callable[[], ListPage]) -> ListPage:
         page = self._run("list", call)
         if page.hidden:
@@ -76,6 +113,10 @@ class MeasuringBackend:
             answer = call()
         except StopIteration:
             raise  # the end of a listing asks nobody
+        except PreconditionFailedError:
+            self._count_request(kind, start_ns)
+            self._count("backend_conflicts", 1)
+            raise
         except (ObjectMissingError, VersionGoneError):
             self._count_request(kind, start_ns)
             self._count("backend_missing", 1)
@@ -88,5 +129,5 @@ class MeasuringBackend:
         return answer
 
     def _count_request(self, kind: str, start_ns: int) -> None:
-        self._count(f"backend_{kind}s", 1)
+        self._count(f"backend_{_PLURALS.get(kind, f'{kind}s')}", 1)
         self._count(f"backend_{kind}_ns", self._clock.monotonic_ns() - start_ns)

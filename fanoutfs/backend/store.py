@@ -1,6 +1,6 @@
-"""The backend over obstore: s3, gs, az, http(s) and memory.
+"""The backend over obstore: s3, gs, az, http(s) and memory; storewrite.py and s3write.py have its other half.
 
-Together with translate.py (its exceptions) and connect.py (its constructors) the only place that knows obstore.
+Together with storewrite.py, translate.py (exceptions) and connect.py (constructors) the only place that knows obstore.
 
 Facts of obstore 0.12 that shape this module, each held by tests/contract or tests/unit/backend:
 
@@ -26,7 +26,9 @@ from obstore.store import ObjectStore
 
 from fanoutfs.backend.base import Pages
 from fanoutfs.backend.keys import bare_etag, is_addressable, is_listable, is_same_version, is_strong, whole_second_ns
+from fanoutfs.backend.storewrite import StoreWriter
 from fanoutfs.backend.translate import error_from_obstore
+from fanoutfs.backend.writing import PassedWrites, Writer
 from fanoutfs.errors import (
     AccessDeniedError,
     BackendError,
@@ -64,14 +66,24 @@ class Lister(Protocol):
         ...
 
 
-class StoreBackend:
+class StoreBackend(PassedWrites):
     """One bucket, container or server, through obstore.
 
     Thread-safe: `_form` and `_refusals` are hints, written without a lock; a lost update costs one more request.
     """
 
-    def __init__(self, store: ObjectStore, lister: Lister | None = None, if_match_form: str = "quoted") -> None:
-        """lister: None to list with obstore (gs, az, http, memory), whose listing fails on keys it cannot represent."""
+    def __init__(
+        self,
+        store: ObjectStore,
+        lister: Lister | None = None,
+        if_match_form: str = "quoted",
+        writer: Writer | None = None,
+    ) -> None:
+        """lister: None to list with obstore (gs, az, http, memory), whose listing fails on keys it cannot represent.
+
+        writer: None to write with obstore.
+        """
+        super().__init__(writer or StoreWriter(store))
         self._store = store
         self._lister = lister
         self._form = _IF_MATCH_FORMS.index(if_match_form)

@@ -22,7 +22,12 @@ from fanoutfs.errors import (
     BucketMissingError,
     CredentialsError,
     ObjectMissingError,
+    PreconditionFailedError,
+    ReadOnlyStoreError,
+    StoreFullError,
     TransientError,
+    UnsupportedError,
+    UploadMissingError,
     VersionGoneError,
 )
 
@@ -49,6 +54,8 @@ _TRANSIENT_CODES: Final = frozenset(
     {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 )
 _TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
+_FULL_CODES: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+_DIGEST_CODES: Final = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"})
 _LASTING_STATUS: Final = frozenset({501, 505})
 
 _STATUS: Final = re.compile(r"status code: (\d{3})")
@@ -59,17 +66,26 @@ _REGION: Final = re.compile(r"<Region>([\w-]+)</Region>|expecting '([\w-]+)'")
 
 
 def error_from_status(
-    status: int, code: str, what: str, *, retry_after_s: float | None = None, region: str = ""
+    status: int,
+    code: str,
+    what: str,
+    *,
+    retry_after_s: float | None = None,
+    region: str = "",
+    is_write: bool = False,
 ) -> BackendError:
     """Return the error for an HTTP answer that is not 2xx.
 
     code: the store's own error code, "" when the body is missing (HEAD).  what: "GET key", for the message.
     region: where the store says the bucket is, if it says so.
+    is_write: the request was to change something: a condition that failed is a conflict then.
     """
     shown = f"{what}: {status}" + (f" {code}" if code else "")
     if region or status in (301, 307):
         hint = f"the bucket is in region {region}" if region else "the endpoint or the region is wrong"
         return BackendError(f"{shown}: {hint}")
+    if is_write and (failure := _write_error(status, code, shown)):
+        return failure
     if status == 401 or code in _CREDENTIAL_CODES:
         return CredentialsError(f"{shown}: the store rejected the credentials")
     if status == 403:
@@ -90,8 +106,24 @@ def error_from_status(
     return BackendError(shown)
 
 
-def error_from_obstore(error: Exception, what: str) -> BackendError:
-    """Return the error for an exception of an obstore call.  what: "GET key", for the message."""
+def _write_error(status: int, code: str, shown: str) -> BackendError | None:
+    """Return the error that only a change can meet, None for all others."""
+    if status == 412 or code == "PreconditionFailed":
+        return PreconditionFailedError(f"{shown}: the object is not what was expected")
+    if status == 404 and code == "NoSuchUpload":
+        return UploadMissingError(f"{shown}: no such upload")
+    if status == 507 or code in _FULL_CODES:
+        return StoreFullError(f"{shown}: no room, or a quota is reached")
+    if code in _DIGEST_CODES or status == 409:
+        # The body changed on the way; or another change of the same object is under way.
+        return TransientError(shown)
+    if status == 405:
+        return ReadOnlyStoreError(f"{shown}: the server takes no changes")
+    return None
+
+
+def error_from_obstore(error: Exception, what: str, *, is_write: bool = False) -> BackendError:
+    """Return the error for an exception of an obstore call.  what: "GET key", for the message.  is_write: as above."""
     text = str(error).partition("\n\nDebug source")[0]
     status_match = _STATUS.search(text)
     if status_match:
@@ -99,10 +131,20 @@ def error_from_obstore(error: Exception, what: str) -> BackendError:
         region_match = _REGION.search(text)
         region = (region_match.group(1) or region_match.group(2)) if region_match else ""
         return error_from_status(
-            int(status_match.group(1)), code_match.group(1) if code_match else "", what, region=region
+            int(status_match.group(1)),
+            code_match.group(1) if code_match else "",
+            what,
+            region=region,
+            is_write=is_write,
         )
     if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError):
         return ObjectMissingError(f"{what}: no such object")
+    if isinstance(error, obstore.exceptions.AlreadyExistsError):
+        return PreconditionFailedError(f"{what}: there is an object already")
+    if isinstance(error, obstore.exceptions.PreconditionError) and is_write:
+        return PreconditionFailedError(f"{what}: the object has another version now")
+    if isinstance(error, obstore.exceptions.NotSupportedError | NotImplementedError):
+        return UnsupportedError(f"{what}: this store cannot do it")
     if isinstance(error, obstore.exceptions.PreconditionError):
         return VersionGoneError(f"{what}: the object has another version now")
     if isinstance(error, obstore.exceptions.PermissionDeniedError | PermissionError):

@@ -78,6 +78,10 @@ class StagingFiles:
         """Return a descriptor that the caller closes: for a worker thread that outlives the table's entry."""
         return os.dup(self.descriptor(ino, life))
 
+    def scratch(self) -> int:
+        """Return a descriptor of an empty file without a name, which the caller closes.  Raises OSError."""
+        return os.open(".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self._root)
+
     def _keep(self, ino: int, life: int, fd: int) -> None:
         self._open[ino, life] = fd
         if len(self._open) > _MAX_DESCRIPTORS:

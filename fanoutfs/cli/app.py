@@ -17,6 +17,7 @@ COMMANDS: Final = {
     "mount": "Mount an object store on a directory.",
     "umount": "Unmount, and wait until the daemon has ended.",
     "import": "Learn all names below a path of a mount at once.",
+    "drain": "Upload what is dirty now, and wait for it.",
     "warm": "Bring files and trees into the cache, or tell how much of them is there.",
     "status": "Show the mounts, or what one of them is doing.",
     "plan": "Announce in which order files will be read.",

@@ -3,7 +3,7 @@
 `ChangedRecords` reads and, in the writer's transactions, writes them; it keeps nothing between calls.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, Final
 
 import lmdb
@@ -187,6 +187,31 @@ class ChangedRecords:
         """Yield (key, record) in order of keys; nothing may be changed meanwhile."""
         for key, value in self._below(prefix.encode("utf-8", "surrogateescape"), self._db.departed):
             yield key.decode("utf-8", "surrogateescape"), unpack_departed(value)
+
+    @property
+    def departed_count(self) -> int:
+        """Return how many keys are in the store but not at their place here."""
+        return int(self._txn.stat(self._db.departed)["entries"])
+
+    def is_departed_below(self, prefix: str, but: Set[str] = frozenset()) -> bool:
+        """Tell whether a key below a prefix is departed, save those in `but`."""
+        return any(key != prefix and key not in but for key, _departed in self.all_departed(prefix))
+
+    def prefixes_of(self, ino: int) -> list[str]:
+        """Return the departed prefixes whose objects belong to a directory."""
+        return [key for key, departed in self.all_departed() if departed.ino == ino and key.endswith("/")]
+
+    def departed_behind(self, after: str, limit: int) -> list[tuple[str, Departed]]:
+        """Return the first (key, record) behind a key ("": all), in order of keys."""
+        found: list[tuple[str, Departed]] = []
+        start = after.encode("utf-8", "surrogateescape") + b"\0" if after else b""
+        with self._txn.cursor(db=self._db.departed) as cursor:
+            more = cursor.set_range(start) if start else cursor.first()
+            while more and len(found) < limit:
+                key = bytes(cursor.key()).decode("utf-8", "surrogateescape")
+                found.append((key, unpack_departed(bytes(cursor.value()))))
+                more = cursor.next()
+        return found
 
     # --- changes that were applied -----------------------------------------------------------------------------
 

@@ -64,7 +64,22 @@ class Count(IntEnum):
     PUSH_STOPS_PRESSURE = NAMED_BASE + 40
     SENTINELS_READ = NAMED_BASE + 41
     SENTINELS_UNREAD = NAMED_BASE + 42
-    WRITER_BYTES = NAMED_BASE + 43
+    BACKEND_PUTS = NAMED_BASE + 43
+    BACKEND_PUT_NS = NAMED_BASE + 44
+    BACKEND_COPIES = NAMED_BASE + 45
+    BACKEND_COPY_NS = NAMED_BASE + 46
+    BACKEND_DELETES = NAMED_BASE + 47
+    BACKEND_DELETE_NS = NAMED_BASE + 48
+    BACKEND_SENT_BYTES = NAMED_BASE + 49
+    BACKEND_CONFLICTS = NAMED_BASE + 50
+    WRITER_BYTES = NAMED_BASE + 51
+    UPLOADED_FILES = NAMED_BASE + 52
+    UPLOADED_BYTES = NAMED_BASE + 53
+    UPLOADED_PARTS = NAMED_BASE + 54
+    UPLOADS_FAILED = NAMED_BASE + 55
+    OBJECTS_MOVED = NAMED_BASE + 56
+    OBJECTS_DELETED = NAMED_BASE + 57
+    CONFLICTS = NAMED_BASE + 58
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +142,22 @@ METRICS: Final = (
     Metric(Count.PUSH_STOPS_PRESSURE, "1", "times the push waited because memory was short"),
     Metric(Count.SENTINELS_READ, "1", "files left out of a push that were read: their neighbours count as read, too"),
     Metric(Count.SENTINELS_UNREAD, "1", "files left out of a push that nobody read: their neighbours count as wasted"),
+    Metric(Count.UPLOADED_FILES, "1", "file contents put into the store"),
+    Metric(Count.UPLOADED_BYTES, "bytes", "bytes of these files, parts copied inside the store included"),
+    Metric(Count.UPLOADED_PARTS, "1", "parts of large objects that were put or copied"),
+    Metric(Count.UPLOADS_FAILED, "1", "uploads that failed and are tried again"),
+    Metric(Count.OBJECTS_MOVED, "1", "objects copied inside the store, because of a rename or of new metadata"),
+    Metric(Count.OBJECTS_DELETED, "1", "objects deleted because their file is gone or has another name"),
+    Metric(Count.CONFLICTS, "1", "files of which somebody else changed the object, too: both versions were kept"),
     Metric(Count.ORPHANS_FREED, "1", "replaced or deleted inodes freed after the kernel forgot them"),
+    Metric(Count.BACKEND_PUTS, "1", "requests that put an object or a part, retries included"),
+    Metric(Count.BACKEND_PUT_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_COPIES, "1", "requests that copied an object or a part inside the store, retries included"),
+    Metric(Count.BACKEND_COPY_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_DELETES, "1", "requests that deleted objects, retries included"),
+    Metric(Count.BACKEND_DELETE_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_SENT_BYTES, "bytes", "object data sent to the backend"),
+    Metric(Count.BACKEND_CONFLICTS, "1", "changes the backend refused: the object was not what was expected"),
 )
 
 

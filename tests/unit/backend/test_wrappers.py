@@ -64,7 +64,7 @@ def test_faulty_takes_its_script_in_order_and_then_passes() -> None:
     with pytest.raises(TransientError):
         faulty.get_range("a", 0, 10, version)
     assert bytes(faulty.get_range("a", 0, 10, version)) == b"0123456789"
-    assert faulty.calls == {"head": 1, "get": 5, "list": 0, "scan": 0}
+    assert {kind: count for kind, count in faulty.calls.items() if count} == {"head": 1, "get": 5}
 
 
 def test_faulty_gate_holds_calls_until_released() -> None:

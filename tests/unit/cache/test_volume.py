@@ -9,7 +9,7 @@ import trio
 
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.errors import CacheUnusableError
-from fanoutfs.index.format import U64
+from fanoutfs.index.format import FORMAT_VERSION, U64
 from fanoutfs.index.operations import OpenVolume
 from fanoutfs.index.transaction import write_transaction
 from fanoutfs.records import MIB
@@ -131,11 +131,29 @@ def test_newer_format_is_refused_and_nothing_is_touched(path: Path) -> None:
     fill(path)
     volume = opened(path)
     with write_transaction(volume.environment) as txn:
-        txn.set_setting(b"format", U64.pack(2))
+        txn.set_setting(b"format", U64.pack(FORMAT_VERSION + 1))
     volume.close(path)
-    with pytest.raises(CacheUnusableError, match="format 2"):
+    with pytest.raises(CacheUnusableError, match=f"format {FORMAT_VERSION + 1}"):
         opened(path)
     assert len(cache_files(path)) == 1
+
+
+def test_older_format_is_replaced_by_a_new_index_in_one_line_of_the_log(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(path)
+    volume = opened(path)
+    with write_transaction(volume.environment) as txn:
+        txn.set_setting(b"format", U64.pack(1))
+    volume.close(path)
+    volume = opened(path)
+    assert not volume.was_known
+    assert cache_files(path) == []
+    assert len([record for record in caplog.records if "earlier version" in record.message]) == 1
+    volume.close(path)
+    again = opened(path)
+    assert again.was_known
+    again.close(path)
 
 
 def test_crash_between_renaming_the_index_and_emptying_ends_empty(path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Everything that brings changes to the object store, put together: publisher, queue, moves, drain.
+
+Core, trio thread only.  A read-only mount has none of it.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from fanoutfs.backend.base import Backend
+from fanoutfs.cache.staging import StagingFiles
+from fanoutfs.clock import Clock
+from fanoutfs.config.schema import MountConfig
+from fanoutfs.core.conflicts import Conflicts
+from fanoutfs.core.control import Command
+from fanoutfs.core.drain import Drains
+from fanoutfs.core.grace import Grace
+from fanoutfs.core.jobs import Jobs
+from fanoutfs.core.listing import Listings
+from fanoutfs.core.moves import Moves
+from fanoutfs.core.multipart import MultipartUploads
+from fanoutfs.core.notify import ChangeLog
+from fanoutfs.core.publishing import Publisher, StagedContent
+from fanoutfs.core.settling import Settling
+from fanoutfs.core.uploads import Uploads, is_excluded
+from fanoutfs.core.warming import Rate
+from fanoutfs.errors import FanoutError
+from fanoutfs.index.format import Ownership
+from fanoutfs.index.operations import Change
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+
+log = logging.getLogger(__name__)
+
+_ABORT_RETRY_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outbound:
+    """The parts, running once `tasks` are started."""
+
+    publisher: Publisher
+    uploads: Uploads
+    moves: Moves
+    drains: Drains
+    multipart: MultipartUploads
+
+    def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        """Return the background tasks by name."""
+        return {"uploads": self.uploads.run, "moves": self.moves.run, "stale uploads": self._abort_stale}
+
+    def commands(self) -> dict[str, Command]:
+        """Return the control commands."""
+        return {"drain": self.drains.drain}
+
+    def describe(self) -> dict[str, Any]:
+        """Return how things stand, for status."""
+        described = self.uploads.describe() | self.moves.describe()
+        conflicts = self.uploads.conflicts()
+        return described | {"conflicts": len(conflicts), "last_conflicts": conflicts[-5:]}
+
+    async def _abort_stale(self) -> None:
+        """Abort the uploads that an earlier core left, as soon as the store lets us."""
+        while True:
+            try:
+                await self.multipart.abort_stale()
+                return
+            except FanoutError as error:
+                log.info("uploads of an earlier run are not aborted yet: %s", error)
+            await trio.sleep(_ABORT_RETRY_S)
+
+
+def make_outbound(
+    *,
+    config: MountConfig,
+    backend: Backend,
+    root_prefix: str,
+    reader: IndexReader,
+    writer: GroupWriter[IndexTransaction],
+    files: StagingFiles,
+    staging: StagedContent,
+    grace: Grace,
+    listings: Listings,
+    settling: Settling,
+    jobs: Jobs,
+    locate: Callable[[bytes], int],
+    ownership: Ownership,
+    clock: Clock,
+    tag: str,
+    row: memoryview,
+) -> Outbound:
+    """Build the parts.  locate: finds the inode of a path.  tag: of the volume, see `index.publishing.TagVolume`."""
+
+    async def tell_kernel(changes: list[Change]) -> None:
+        told = ChangeLog(has_epoch=False)
+        told.add(changes)
+        await listings.publish(told)
+
+    multipart = MultipartUploads(
+        backend=backend,
+        reader=reader,
+        writer=writer,
+        rate=Rate(config.upload_bandwidth or None),
+        requests=config.upload_requests,
+        row=row,
+    )
+    conflicts = Conflicts(
+        backend=backend,
+        writer=writer,
+        ownership=ownership,
+        clock=clock,
+        root_prefix=root_prefix,
+        tag=tag,
+        publish=tell_kernel,
+        row=row,
+    )
+    publisher = Publisher(
+        backend=backend,
+        root_prefix=root_prefix,
+        reader=reader,
+        writer=writer,
+        files=files,
+        staging=staging,
+        grace=grace,
+        conflicts=conflicts,
+        multipart=multipart,
+        settling=settling,
+        is_excluded=partial(is_excluded, patterns=config.no_upload_patterns()),
+        requests=config.upload_requests,
+        delay_s=config.upload_delay,
+        tag=tag,
+        row=row,
+    )
+    uploads = Uploads(
+        publisher=publisher,
+        reader=reader,
+        writer=writer,
+        clock=clock,
+        delay_s=config.upload_delay,
+        deadline_s=config.upload_deadline,
+        requests=config.upload_requests,
+        op_timeout_s=config.op_timeout,
+        row=row,
+    )
+    moves = Moves(
+        backend=backend,
+        root_prefix=root_prefix,
+        reader=reader,
+        writer=writer,
+        listings=listings,
+        publisher=publisher,
+        uploads=uploads,
+        settling=settling,
+        requests=config.upload_requests,
+        delay_s=config.upload_delay,
+        tag=tag,
+        row=row,
+    )
+    drains = Drains(jobs=jobs, uploads=uploads, moves=moves, reader=reader, root_prefix=root_prefix, locate=locate)
+    return Outbound(publisher, uploads, moves, drains, multipart)

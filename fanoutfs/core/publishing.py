@@ -1,0 +1,612 @@
+"""Publishing: bring the object store to what one inode is here, once.
+
+Core, trio thread only; requests and disk run in worker threads.  One `publish` per inode at a time (`Publisher.lock`).
+
+Order of a content upload, so that a crash between any two steps loses nothing and repeats at most a request:
+  1. wait until the content is one state (see `content`), or make a copy of it under a seal
+  2. put it under its key, conditionally, with a token that names this very state
+  3. seal; if the file is as it was in step 1, it becomes clean
+  4. commit: the record has key and version, the object under the old key is departed, the inode is not dirty
+A core that starts after step 2 puts again with the same token and recognises its object (backend.retry).  A condition
+that fails without our token in the object is a foreign change: see `conflicts`.
+
+What only moved, or changed in its metadata, is copied inside the store.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+import trio
+
+from fanoutfs.backend.base import Backend
+from fanoutfs.backend.writing import Condition, Expect, FileRange, Properties
+from fanoutfs.cache.staging import StagingFiles
+from fanoutfs.core.admission import Admission
+from fanoutfs.core.conflicts import Conflicts, Finding
+from fanoutfs.core.content import TICK_NS, Stamp, checksums_of, copy_file, read_all
+from fanoutfs.core.grace import Grace
+from fanoutfs.core.multipart import MultipartUploads
+from fanoutfs.core.properties import make_token, properties_of, with_token
+from fanoutfs.core.settling import Settling
+from fanoutfs.errors import (
+    BackendError,
+    FanoutError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    StaleInodeError,
+    VersionGoneError,
+)
+from fanoutfs.index.format import Dirty, DirtyRecord, Inode
+from fanoutfs.index.places import Places
+from fanoutfs.index.publishing import (
+    NOTHING,
+    SETTLED,
+    DropDirty,
+    MakePublished,
+    NoteState,
+    Park,
+    PublishDirectory,
+    PublishLink,
+)
+from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import bump
+from fanoutfs.records import MIB, ObjectInfo, Version
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SINGLE_PUT_BYTES: Final = 64 * MIB
+_MEMORY_BYTES: Final = 128 * MIB
+"""Contents of single puts held at once: what was read is one state, a file that is streamed need not stay so."""
+_FINDINGS: Final = 4
+"""Times that an object may turn out to be another than expected within one publish."""
+
+
+class Outcome(Enum):
+    """How a publish ended."""
+
+    CLEAN = auto()  # nothing is dirty any more
+    CHANGED = auto()  # written to since, or meanwhile: come again
+    NEVER = auto()  # its name is not to be uploaded
+    BLOCKED = auto()  # another inode's object has to leave the key first
+
+
+class StagedContent(Protocol):
+    """What publishing needs of `core.staging`."""
+
+    async def stage(self, ino: int, offset: int, size: int) -> object:
+        """Make an inode's newest content a staging file."""
+        ...
+
+    async def localise(self, ino: int, offset: int, size: int) -> None:
+        """Bring a range below the base size into the staging file."""
+        ...
+
+    async def seal(self, ino: int) -> object | None:
+        """Let no front write any more; None: not staged."""
+        ...
+
+    async def unseal(self, ino: int) -> None:
+        """Let fronts write again."""
+        ...
+
+    async def make_clean(self, ino: int, key: str, version: Version, checksums: Mapping[int, int] | None) -> bool:
+        """Make a sealed inode's content the cached content of an object; False: it is not sealed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What one snapshot of the index says about a dirty inode (or a further name of one, by its cookie).
+
+    holder: the inode whose object is at the key still.  links: key of the object that a further name is copied from.
+    """
+
+    ino: int
+    inode: Inode
+    dirty: DirtyRecord
+    key: str
+    condition: Condition
+    holder: int | None
+    moved_prefix: str
+    target: bytes | None
+    xattrs: Mapping[bytes, bytes]
+    base_size: int
+    local: dict[int, int] | None
+    is_link: bool
+
+    @property
+    def source(self) -> ObjectInfo | None:
+        """Return the object that has, or had, the content; None: there is none."""
+        return ObjectInfo(self.inode.key, self.inode.version) if self.inode.key and self.inode.etag else None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A state of a staged file.  content: in memory; None: read it from the descriptor."""
+
+    stamp: Stamp
+    fd: int
+    content: bytearray | None
+    is_copy: bool
+
+
+class Publisher:
+    """Publishes single inodes."""
+
+    def __init__(
+        self,
+        *,
+        backend: Backend,
+        root_prefix: str,
+        reader: IndexReader,
+        writer: GroupWriter[IndexTransaction],
+        files: StagingFiles,
+        staging: StagedContent,
+        grace: Grace,
+        conflicts: Conflicts,
+        multipart: MultipartUploads,
+        settling: Settling,
+        is_excluded: Callable[[str], bool],
+        requests: int,
+        delay_s: float,
+        tag: str,
+        row: memoryview,
+    ) -> None:
+        """is_excluded: tells of a path whether its content is not to be uploaded.  tag: of the volume."""
+        self._backend = backend
+        self._root_prefix = root_prefix
+        self._reader = reader
+        self._writer = writer
+        self._files = files
+        self._staging = staging
+        self._grace = grace
+        self._conflicts = conflicts
+        self._multipart = multipart
+        self._settling = settling
+        self._is_excluded = is_excluded
+        self._threads = trio.CapacityLimiter(requests)
+        self._memory = Admission(_MEMORY_BYTES, requests)
+        self._delay_ns = int(delay_s * 1e9)
+        self._tag = tag
+        self._row = row
+        self._locks: dict[int, trio.Lock] = {}
+
+    @asynccontextmanager
+    async def lock(self, ino: int) -> AsyncIterator[None]:
+        """Have an inode's object to oneself."""
+        lock = self._locks.setdefault(ino, trio.Lock())
+        async with lock:
+            yield
+        if not lock.statistics().tasks_waiting and not lock.locked():
+            self._locks.pop(ino, None)
+
+    # --- what there is to do -----------------------------------------------------------------------------------
+
+    def look(self, ino: int) -> Facts | None:
+        """Return what is to be published of an inode; None: nothing."""
+        with self._reader.begin() as txn:
+            places = Places.of_reader(self._reader, txn, self._root_prefix)
+            dirty = places.records.dirty(ino)
+            if dirty is None:
+                return None
+            return self._facts(txn, places, ino, dirty)
+
+    def _facts(self, txn: Any, places: Places, ino: int, dirty: DirtyRecord) -> Facts | None:
+        records = places.records
+        inode = places.inode(ino)
+        is_link = inode is None
+        if inode is None:  # the cookie of a further hard link
+            place = records.name(ino)
+            leads_to = None if place is None else places.child(*place)
+            inode = None if leads_to is None else places.inode(leads_to)
+        key = places.key(ino)
+        if inode is None or key is None or inode.is_dir != key.endswith("/"):
+            return None
+        departed = records.departed(key)
+        condition: Condition = Expect.NOTHING
+        if departed is not None and departed.version.etag:
+            condition = departed.version
+        elif inode.key == key and inode.etag and not is_link:
+            condition = inode.version
+        moved = places.moved_prefix(key)
+        is_overlay = inode.is_staged and not inode.is_whole
+        holder = places.holder(key)
+        if holder is not None and self._reader.is_orphan(txn, holder):
+            holder = None  # who still has it open reads what is cached
+        return Facts(
+            ino=ino,
+            inode=inode,
+            dirty=dirty,
+            key=key,
+            condition=condition,
+            holder=None if holder == inode.ino else holder,
+            moved_prefix="" if moved is None or places.key(moved[1]) == moved[0] else moved[0],
+            target=records.target(inode.ino),
+            xattrs=records.xattrs(inode.ino),
+            base_size=(records.base_size(inode.ino) or 0) if is_overlay else 0,
+            local=records.local_parts(inode.ino) if is_overlay else None,
+            is_link=is_link,
+        )
+
+    async def publish(self, ino: int, *, is_overdue: bool, is_urgent: bool) -> Outcome:
+        """Publish what is dirty of an inode.  Checkpoint.
+
+        is_overdue: do not wait any longer until nobody writes.  is_urgent: do not wait for the upload delay.
+        Raises FanoutError; the inode is dirty then as before.
+        """
+        async with self.lock(ino):
+            await trio.lowlevel.checkpoint()
+            facts = self.look(ino)
+            if facts is None:
+                return await self._drop(ino)
+            if self._is_never(facts):
+                await self._writer.run(NoteState(ino, add=Dirty.NEVER).apply)
+                return Outcome.NEVER
+            if self.is_blocked(facts):
+                return Outcome.BLOCKED
+            if facts.is_link:
+                return await self._publish_link(facts)
+            if facts.inode.is_dir:
+                return await self._publish_directory(facts)
+            if facts.inode.is_staged:
+                return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
+            return await self._publish_unstaged(facts)
+
+    def further_names(self, ino: int) -> list[int]:
+        """Return the cookies of an inode's further hard links."""
+        with self._reader.begin() as txn:
+            return list(self._reader.changed(txn).links(ino))
+
+    @staticmethod
+    def is_blocked(facts: Facts) -> bool:
+        """Tell whether the key is still taken by what has to move away from it."""
+        return facts.holder is not None or bool(facts.moved_prefix)
+
+    async def _drop(self, ino: int) -> Outcome:
+        """Forget that an inode is dirty if no name leads to it any more."""
+        with self._reader.begin() as txn:
+            dirty = self._reader.changed(txn).dirty(ino)
+        if dirty is not None and not await self._writer.run(DropDirty(ino, dirty).apply):
+            return Outcome.CHANGED
+        return Outcome.CLEAN
+
+    def _is_never(self, facts: Facts) -> bool:
+        is_moved_only = not facts.inode.is_staged and facts.source is not None
+        return not is_moved_only and self._is_excluded(facts.key.removeprefix(self._root_prefix))
+
+    async def _commit(self, ino: int, apply: Callable[[IndexTransaction], bool]) -> Outcome:
+        """Note what the store has now.  Listings under way may be wrong about the name, and about those above it."""
+        with self._reader.begin() as txn:
+            places = Places.of_reader(self._reader, txn, self._root_prefix)
+            place = places.place(ino)
+            while place is not None:
+                self._settling.settle(*place)
+                place = places.place(place[0])
+        is_clean = False
+        with trio.CancelScope(shield=True):
+            is_clean = await self._writer.run(apply)
+        return Outcome.CLEAN if is_clean else Outcome.CHANGED
+
+    # --- staged files ------------------------------------------------------------------------------------------
+
+    async def _publish_content(self, facts: Facts, *, is_overdue: bool, is_urgent: bool) -> Outcome:
+        ino, life = facts.inode.ino, facts.inode.life
+        with self._descriptor(ino, life) as fd:
+            stamp = Stamp.of(os.fstat(fd))
+            if not (is_overdue or is_urgent) and stamp.age_ns() < self._delay_ns:
+                return Outcome.CHANGED
+            is_single = stamp.size_bytes <= SINGLE_PUT_BYTES or not await self._in_thread(self._can_upload_parts)
+            if is_single and facts.local is not None:
+                await self._staging.localise(ino, 0, facts.base_size)
+            ticket = self._memory.enqueue(min(stamp.size_bytes, SINGLE_PUT_BYTES) if is_single else 0, is_demand=True)
+            try:
+                await ticket.admitted.wait()
+                frozen = await self._freeze(facts, fd, is_overdue=is_overdue, is_single=is_single)
+                if frozen is None:
+                    return Outcome.CHANGED
+                try:
+                    return await self._send(facts, frozen, is_single=is_single)
+                finally:
+                    if frozen.is_copy:
+                        os.close(frozen.fd)
+            finally:
+                self._memory.release(ticket)
+
+    async def _freeze(self, facts: Facts, fd: int, *, is_overdue: bool, is_single: bool) -> Frozen | None:
+        """Return the content as it was at one moment; None: it is being written.  Checkpoint.  Raises OSError."""
+        stamp = Stamp.of(os.fstat(fd))
+        if stamp.age_ns() <= TICK_NS:
+            await trio.sleep((TICK_NS - stamp.age_ns()) / 1e9)
+        await self._grace.wait()
+        if Stamp.of(os.fstat(fd)) == stamp:
+            if not is_single or stamp.size_bytes > SINGLE_PUT_BYTES:
+                if is_single:
+                    return await self._copy_sealed(facts, fd)
+                return Frozen(stamp, fd, None, is_copy=False)
+            content = await self._in_thread(partial(read_all, fd, stamp.size_bytes))
+            if Stamp.of(os.fstat(fd)) == stamp and len(content) == stamp.size_bytes:
+                return Frozen(stamp, fd, content, is_copy=False)
+        return await self._copy_sealed(facts, fd) if is_overdue else None
+
+    async def _copy_sealed(self, facts: Facts, fd: int) -> Frozen | None:
+        """Copy the content while nobody may write.  Checkpoint.  Raises OSError when there is no room for a copy."""
+        if await self._staging.seal(facts.inode.ino) is None:
+            return None
+        try:
+            stamp = Stamp.of(os.fstat(fd))
+            if stamp.size_bytes <= SINGLE_PUT_BYTES:
+                return Frozen(stamp, fd, await self._in_thread(partial(read_all, fd, stamp.size_bytes)), is_copy=False)
+            copy = self._files.scratch()
+            try:
+                await trio.to_thread.run_sync(partial(copy_file, fd, copy, stamp.size_bytes))
+            except BaseException:
+                os.close(copy)
+                raise
+            return Frozen(stamp, copy, None, is_copy=True)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._staging.unseal(facts.inode.ino)
+
+    async def _send(self, facts: Facts, frozen: Frozen, *, is_single: bool) -> Outcome:
+        inode, stamp = facts.inode, frozen.stamp
+        token = make_token(
+            self._tag, inode.ino, inode.life, stamp.size_bytes, stamp.ctime_ns, facts.dirty.changed_ns
+        )  # fmt: skip
+        properties = properties_of(inode, stamp.mtime_ns, facts.xattrs, token)
+        checksums: dict[int, int] = {}
+
+        async def put(condition: Condition) -> Version:
+            if is_single:
+                body = (
+                    FileRange(frozen.fd, 0, stamp.size_bytes) if frozen.content is None else memoryview(frozen.content)
+                )
+                await self._multipart.rate.take(stamp.size_bytes)
+                return await self._in_thread(partial(self._backend.put, facts.key, body, condition, properties))
+            return await self._multipart.send(facts, frozen.fd, stamp, properties, condition, checksums, self._staging)
+
+        def read(start: int, end: int) -> bytes:
+            return os.pread(frozen.fd, end - start, start)
+
+        try:
+            version = await self._conditionally(facts, put, stamp.size_bytes, read)
+        except _Displaced:
+            return Outcome.CHANGED
+        except StaleInodeError:
+            return Outcome.CHANGED  # the multipart upload was given up: the file was written to
+        if frozen.content is not None:
+            checksums = await self._in_thread(partial(checksums_of, inode.ino, 0, frozen.content))
+        bump(self._row, Count.UPLOADED_FILES)
+        bump(self._row, Count.UPLOADED_BYTES, stamp.size_bytes)
+        return await self._make_clean(facts, stamp, version, checksums)
+
+    async def _make_clean(self, facts: Facts, stamp: Stamp, version: Version, checksums: dict[int, int]) -> Outcome:
+        """Let the object's version be the content, if the staging file still holds it.  Checkpoint."""
+        ino, is_same = facts.inode.ino, False
+        with trio.CancelScope(shield=True):  # the object is there: what follows is quick and local
+            if await self._staging.seal(ino) is not None:
+                now = self.look(facts.ino)
+                with contextlib.suppress(OSError):
+                    is_same = Stamp.of(self._files.stat(ino, facts.inode.life)) == stamp
+                if now is None or now.key != facts.key:
+                    is_same = False  # unlinked or renamed meanwhile: the record must not take this key for its own yet
+                if is_same:
+                    is_same = await self._staging.make_clean(ino, facts.key, version, checksums)
+                if not is_same:
+                    await self._staging.unseal(ino)
+        settled = SETTLED if is_same else Dirty.META
+        return await self._published(facts, version, settled)
+
+    # --- everything else ---------------------------------------------------------------------------------------
+
+    async def _publish_unstaged(self, facts: Facts) -> Outcome:
+        """Publish a symbolic link, a special file, an empty file, or an object that moved or has other metadata."""
+        inode = facts.inode
+        token = make_token(self._tag, inode.ino, inode.size_bytes, facts.dirty.changed_ns)
+        properties = properties_of(inode, inode.version.mtime_ns, facts.xattrs, token)
+        if facts.target is None and stat.S_ISREG(inode.mode) and facts.source is not None:
+            return await self._publish_copy(facts, properties if facts.dirty.what & Dirty.META else None)
+        body = facts.target or b""
+
+        async def put(condition: Condition) -> Version:
+            return await self._in_thread(partial(self._backend.put, facts.key, body, condition, properties))
+
+        try:
+            version = await self._conditionally(facts, put, len(body), lambda start, end: body[start:end])
+        except _Displaced:
+            return Outcome.CHANGED
+        return await self._published(facts, version, SETTLED)
+
+    async def _publish_copy(self, facts: Facts, properties: Properties | None) -> Outcome:
+        """Copy an object to where it belongs, or onto itself with other metadata."""
+        source = facts.source
+        assert source is not None  # noqa: S101 - the callers looked
+        if source.key == facts.key and properties is None:
+            return await self._published(facts, source.version, SETTLED)
+        try:
+            version = await self._put_copy(facts, source, properties)
+        except _Displaced:
+            return Outcome.CHANGED
+        except (VersionGoneError, ObjectMissingError) as error:
+            await self._rescue(facts, error)
+            return Outcome.CHANGED
+        bump(self._row, Count.OBJECTS_MOVED)
+        return await self._published(facts, version, SETTLED)
+
+    async def _put_copy(self, facts: Facts, source: ObjectInfo, properties: Properties | None) -> Version:
+        """Copy an object to where it belongs, conditionally.  Raises _Displaced."""
+
+        def read(start: int, end: int) -> bytes:
+            return bytes(self._backend.get_range(source.key, start, end, source.version))
+
+        copy = partial(self._copy, source, facts, properties)
+        return await self._conditionally(facts, copy, source.version.size_bytes, read)
+
+    async def _copy(
+        self, source: ObjectInfo, facts: Facts, properties: Properties | None, condition: Condition
+    ) -> Version:
+        if properties is None and "-" in source.version.etag:
+            # The ETag of a copy will differ, so that only a token can tell it from a foreign object after a crash.
+            known = (await self._in_thread(partial(self._backend.details, source.key))).properties
+            token = make_token(self._tag, facts.inode.ino, source.version.size_bytes, _digest(source.version.etag))
+            properties = with_token(known, token)
+        if source.version.size_bytes > (await self._in_thread(self._backend.abilities)).max_copy_bytes:
+            if properties is None:
+                properties = (await self._in_thread(partial(self._backend.details, source.key))).properties
+            return await self._multipart.copy(source, facts.key, properties, condition)
+        return await self._in_thread(partial(self._backend.copy, source, facts.key, condition, properties))
+
+    async def _rescue(self, facts: Facts, error: FanoutError) -> None:
+        """Upload what is cached of a file whose object went away under its old name.  Checkpoint.
+
+        Raises BackendError when not all of it is.
+        """
+        log.warning("object of a renamed file is gone, uploading from the cache ino=%d: %s", facts.inode.ino, error)
+        try:
+            await self._staging.stage(facts.inode.ino, 0, 0)
+            await self._staging.localise(facts.inode.ino, 0, facts.inode.size_bytes)
+        except FanoutError as failure:
+            raise BackendError(f"its object was changed or deleted by somebody else: {failure}") from error
+        await self._writer.run(NoteState(facts.inode.ino, add=Dirty.CONTENT).apply)
+
+    async def _publish_link(self, facts: Facts) -> Outcome:
+        """Give a further name of an inode an object of its own: a copy of the first name's."""
+        with self._reader.begin() as txn:
+            is_dirty = self._reader.changed(txn).dirty(facts.inode.ino) is not None
+        source = facts.source
+        if is_dirty or source is None:
+            return Outcome.BLOCKED if is_dirty else await self._drop(facts.ino)
+        # With a token: the object of a further name is known by nothing else.
+        token = make_token(self._tag, facts.inode.ino, facts.ino, facts.dirty.changed_ns)
+        properties = properties_of(facts.inode, facts.inode.version.mtime_ns, facts.xattrs, token)
+        try:
+            version = await self._put_copy(facts, source, properties)
+        except _Displaced:
+            return Outcome.CHANGED
+        done = PublishLink(facts.ino, facts.key, version, facts.dirty, self._root_prefix)
+        return await self._commit(facts.ino, done.apply)
+
+    async def _publish_directory(self, facts: Facts) -> Outcome:
+        """Put a directory's marker, where the store has such.  One that only moved keeps what it has (`moves`)."""
+        if not facts.dirty.what & SETTLED:
+            return Outcome.BLOCKED if facts.inode.is_held else await self._drop(facts.ino)
+        is_marked = (await self._in_thread(self._backend.abilities)).can_mark_directories
+        if is_marked:
+            token = make_token(self._tag, facts.inode.ino, facts.dirty.changed_ns)
+            properties = properties_of(facts.inode, facts.inode.version.mtime_ns, facts.xattrs, token)
+            # A marker says nothing that somebody else's marker could contradict, but for attributes: the last wins.
+            put = partial(self._backend.put, facts.key, b"", Expect.ANYTHING, properties)
+            await self._in_thread(put)
+        done = PublishDirectory(facts.ino, facts.key, facts.dirty, self._root_prefix, is_marked)
+        return await self._commit(facts.ino, done.apply)
+
+    async def _published(self, facts: Facts, version: Version, settled: Dirty) -> Outcome:
+        done = MakePublished(facts.inode.ino, facts.key, version, settled, facts.dirty, self._root_prefix)
+        return await self._commit(facts.ino, done.apply)
+
+    # --- moves of objects, asked for by `moves` and by the queue -------------------------------------------------
+
+    async def relocate(self, ino: int, key: str) -> bool:
+        """Move the object of an inode below a directory that moves, and nothing else.  Checkpoint.
+
+        Returns False when the key is not free yet.  Raises FanoutError.
+        """
+        async with self.lock(ino):
+            with self._reader.begin() as txn:
+                places = Places.of_reader(self._reader, txn, self._root_prefix)
+                inode = places.inode(ino)
+                now = DirtyRecord(0, 0, NOTHING)
+                facts = self._facts(txn, places, ino, places.records.dirty(ino) or now)
+                is_dirty = places.records.dirty(ino) is not None
+            if inode is None or facts is None or facts.key != key or facts.source is None or inode.key == key:
+                return True
+            if self.is_blocked(facts):
+                return False
+            if not is_dirty:
+                await self._publish_copy(facts, None)
+                return True
+            with contextlib.suppress(_Displaced):
+                version = await self._put_copy(facts, facts.source, None)
+                await self._published(facts, version, NOTHING)
+            return True
+
+    async def park(self, ino: int, aside: str = "") -> None:
+        """Copy an inode's object aside, so that another may have its key: two files changed places.  Checkpoint."""
+        async with self.lock(ino):
+            with self._reader.begin() as txn:
+                inode = self._reader.inode(txn, ino)
+            if inode is None or not inode.etag:
+                return
+            source = ObjectInfo(inode.key, inode.version)
+            aside = aside or f"{inode.key}.fanoutfs-{self._tag}-{ino:x}"
+            version = await self._in_thread(partial(self._backend.copy, source, aside, Expect.ANYTHING, None))
+            await self._writer.run(Park(ino, aside, version).apply)
+
+    # --- conditions ----------------------------------------------------------------------------------------------
+
+    async def _conditionally(
+        self,
+        facts: Facts,
+        change: Callable[[Condition], Awaitable[Version]],
+        size_bytes: int,
+        read: Callable[[int, int], bytes],
+    ) -> Version:
+        """Make a conditional change; when another object is there than expected, find out whose.
+
+        Raises _Displaced when it is somebody else's: the inode has another name now.
+        """
+        condition = facts.condition
+        for _try in range(_FINDINGS):
+            try:
+                return await change(condition)
+            except PreconditionFailedError:
+                finding = await self._conflicts.examine(facts.key, facts.inode.ino, condition, size_bytes, read)
+            if isinstance(finding, Finding):
+                await self._conflicts.keep_both(facts.ino, facts.key, finding.foreign)
+                raise _Displaced
+            condition = finding
+        raise BackendError(f"{facts.key}: the object changes faster than it can be replaced")
+
+    def _can_upload_parts(self) -> bool:
+        return self._backend.abilities().can_upload_parts
+
+    async def _in_thread(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
+
+    @contextlib.contextmanager
+    def _descriptor(self, ino: int, life: int) -> Iterator[int]:
+        """Hold a descriptor of a staging file.  After a cancellation a worker thread may still read: it stays open."""
+        try:
+            fd = self._files.duplicate(ino, life)
+        except OSError as error:
+            raise StaleInodeError(f"inode {ino} has no staging file: {error}") from error
+        try:
+            yield fd
+        except trio.Cancelled:
+            raise
+        except BaseException:
+            os.close(fd)
+            raise
+        else:
+            os.close(fd)
+
+
+class _Displaced(Exception):  # noqa: N818 - not an error: the inode goes on under another name
+    """A foreign object has the key; the inode was given another name."""
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
