@@ -141,7 +141,7 @@ class LocalBackend(PassedWrites):
 
     def _check_version(self, key: str, asked: Version, fd: int) -> None:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or version_of(found) != asked:
+        if not stat.S_ISREG(found.st_mode) or version_of(found).etag != asked.etag:
             raise VersionGoneError(f"{key}: the file has changed")
 
 

@@ -25,7 +25,7 @@ from fanoutfs.bench.load import run_together
 from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer, Rclone, S3fs, counters, describe, start_peers
 from fanoutfs.bench.program import Race, make_parser, run, say, stage
 from fanoutfs.bench.report import REFERENCE, SUBJECT, Measure, Report
-from fanoutfs.cli.client import call
+from fanoutfs.cli.drain import drain_mount
 from fanoutfs.records import MIB
 
 SCENARIOS: Final = ("checkpoint", "create", "copy", "rename", "upload")
@@ -73,7 +73,6 @@ S3FS_OPTIONS: Final = (
 )
 FANOUTFS_SETTINGS: Final = ("--cache-size=60GiB", "--metadata-ttl=indefinite")
 _MB: Final = 1e6
-_DRAIN_TIMEOUT_S: Final = 600.0
 
 
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
@@ -308,5 +307,5 @@ def _upload(lab: Lab, report: Report, options: argparse.Namespace) -> None:
 def _drain(mountpoint: Path) -> float:
     """Upload what waits; return seconds until the store has it."""
     started = time.monotonic()
-    call(mountpoint, "drain", path="", wait=True, timeout_s=_DRAIN_TIMEOUT_S)
+    drain_mount(mountpoint)
     return time.monotonic() - started

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fanoutfs.cli.client import call
+from fanoutfs.cli.drain import drain_mount
 from fanoutfs.errors import FanoutError
 from fanoutfs.records import MIB
 from tests.support.mounts import Mount, drop_page_cache, wait_until
 from tests.support.servers import Bucket
 
-DRAIN_TIMEOUT_S: Final = 120.0
 BALLAST: Final = "ballast"
 """Directory of large objects: reading them drives everything that is clean out of the cache."""
 BALLAST_FILES: Final = 9
@@ -205,9 +205,9 @@ class MountSubject:
         return {key.removeprefix(f"{top}/"): self.bucket.get(key) for key in keys}
 
 
-def drain(mount: Mount, path: str = "") -> None:
-    """Upload everything below a path now and wait for it."""
-    call(mount.path, "drain", path=path, wait=True, timeout_s=DRAIN_TIMEOUT_S)
+def drain(mount: Mount) -> None:
+    """Upload everything now and wait for it."""
+    drain_mount(mount.path)
 
 
 def replace_file(path: Path, body: bytes) -> None:
