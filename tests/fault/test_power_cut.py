@@ -6,9 +6,13 @@ FANOUTFS_FAULT_SEED   repeat a run: the number a failure printed
 The cache directory lies on a disk of its own (tests/fault/disks.py); the object store, which is elsewhere, goes on.
 """
 
+import contextlib
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,7 @@ from tests.fault.children import Children
 from tests.fault.conftest import check_nothing_left
 from tests.fault.disks import FILE_SYSTEMS, Disk, power_disk
 from tests.fault.ledger import LossError
-from tests.fault.writing import MountPlace, Place, PlainPlace, Writers, check_after_a_wiped_cache, run_rounds
+from tests.fault.writing import MountPlace, Place, PlainPlace, Writers, check_after_a_wiped_cache, kill_tree, run_rounds
 from tests.support.mounts import Mount
 from tests.support.servers import Bucket
 
@@ -54,24 +58,49 @@ def cut(disk: Disk, place: Place, writers: Writers) -> None:
     place.begin()
 
 
+@dataclass
+class PatchedMount(Mount):
+    """A mount whose daemon is changed by a function of tests.fault.patches."""
+
+    patch: str = ""
+
+    def start(self) -> None:
+        """Mount; fail the test with the command's message when that does not work."""
+        command = (sys.executable, "-m", "tests.fault.patches", self.patch, "mount", self.source, str(self.path))
+        done = subprocess.run(
+            [*command, "--cache-dir", str(self.cache), *self.options],
+            env={**os.environ, **self.env},
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{self.log()}"
+
+
 @pytest.fixture
 def mount_on(disk: Disk, bucket: Bucket) -> Iterator[Callable[..., Mount]]:
-    """A function that mounts the bucket with its cache on the disk."""
+    """A function that mounts the bucket with its cache on the disk; patch: with a daemon changed so."""
     mounts: list[Mount] = []
 
-    def mount_it(*options: str) -> Mount:
+    def mount_it(*options: str, patch: str = "") -> Mount:
         path = disk.path.parent / "mnt"
         path.mkdir()
         common = ("--endpoint-url", bucket.endpoint, "--metadata-ttl", "1h", "--cache-size", "1GiB")
-        mount = Mount(bucket.url, path, disk.path / "cache", (*common, *options), dict(bucket.env))
+        place = (bucket.url, path, disk.path / "cache", (*common, *options), dict(bucket.env))
+        mount = PatchedMount(*place, patch=patch) if patch else Mount(*place)
         mounts.append(mount)
         mount.start()
         return mount
 
     yield mount_it
     for mount in mounts:
-        print("\n".join(mount.log().splitlines()[-60:]))
-        mount.kill_everything()
+        with contextlib.suppress(OSError):  # the disk may be away
+            print("\n".join(mount.log().splitlines()[-60:]))
+        kill_tree(mount)
+        subprocess.run(["umount", "-l", mount.path], check=False, capture_output=True)
 
 
 @pytest.mark.timeout(24 * 3600)
@@ -89,11 +118,13 @@ def test_everything_acknowledged_is_there(
 
 
 @pytest.mark.timeout(600)
-def test_control_without_fsync_loses_data(
-    disk: Disk, mount_on: Callable[..., Mount], children: Children, tmp_path: Path, chance: random.Random
+@pytest.mark.parametrize("patch", ["", "content_is_not_synced", "index_is_not_synced"])
+def test_control_without_syncing_loses_data(
+    disk: Disk, mount_on: Callable[..., Mount], children: Children, tmp_path: Path, chance: random.Random, patch: str
 ) -> None:
-    mount = mount_on("-o", "upload_delay=1h", "-o", "upload_deadline=1h")
-    writers = Writers(MountPlace(mount), tmp_path, chance, children, syncs=False)
+    """Writers that do not call fsync; and a daemon that answers it without having done half of it."""
+    mount = mount_on("-o", "upload_delay=1h", "-o", "upload_deadline=1h", patch=patch)
+    writers = Writers(MountPlace(mount), tmp_path, chance, children, syncs=bool(patch))
     writers.make_directories()
     with pytest.raises(LossError):
         run_rounds(writers, CONTROL_CUTS, lambda: cut(disk, writers.place, writers))
