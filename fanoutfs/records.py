@@ -51,3 +51,22 @@ class ListPage:
     objects: tuple[ObjectInfo, ...]
     prefixes: tuple[str, ...]
     hidden: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """What a staging file says of itself.
+
+    key: the object key its content shall have, "" when that is not known.
+    base: the object it was before it was changed, which fills what the file lacks below base_size; None: it was none.
+    local: {part: bits} of the blocks below base_size that the file has.
+    """
+
+    ino: int
+    life: int
+    key: str
+    size_bytes: int
+    mtime_ns: int
+    base: Version | None = None
+    base_size: int = 0
+    local: tuple[tuple[int, int], ...] = ()

@@ -122,21 +122,21 @@ def _number(text: str, limit: int) -> int | None:
 
 
 def _mode(text: str) -> int | None:
-    """Return st_mode.
+    """Return st_mode of a decimal or an octal number.
 
-    No number means a file type both ways: 33188 is no octal number, 100644 read as decimal is beyond 16 bits, and the
-    decimal modes that have octal digits only (33206) have impossible type bits as octal numbers.
+    The file type tells which it is: octal regular files (100644) are beyond 16 bits when read as decimal, octal
+    directories (40755) have no type then, or that of a symlink whose permissions are not 0777, which Linux does not
+    have.  Only octal fifos and devices can be mistaken, and those nobody writes.
     """
-    value = _number(text, 1 << 32)
-    if value is None:
-        return None
-    if value < _MODE_LIMIT and stat.S_IFMT(value) in _TYPES:
-        return value
-    if all(digit in "01234567" for digit in text):
+    decimal = _number(text, _MODE_LIMIT)
+    is_decimal = decimal is not None and stat.S_IFMT(decimal) in _TYPES
+    if decimal is not None and is_decimal and (not stat.S_ISLNK(decimal) or stat.S_IMODE(decimal) == 0o777):
+        return decimal
+    if _number(text, 1 << 32) is not None and all(digit in "01234567" for digit in text):
         octal = int(text, 8)
         if octal < _MODE_LIMIT and stat.S_IFMT(octal) in _TYPES:
             return octal
-    return None
+    return decimal if is_decimal else None
 
 
 def _xattrs(text: str) -> dict[bytes, bytes]:

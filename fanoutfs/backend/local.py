@@ -22,7 +22,7 @@ from typing import Final
 
 from fanoutfs.backend.base import Pages
 from fanoutfs.backend.keys import is_addressable
-from fanoutfs.backend.localfiles import MISSING, is_scratch, translate, version_of
+from fanoutfs.backend.localfiles import MISSING, is_scratch, is_version, translate, version_of
 from fanoutfs.backend.localwrite import LocalWriter
 from fanoutfs.backend.ordered import sorted_names
 from fanoutfs.backend.writing import PassedWrites
@@ -141,7 +141,7 @@ class LocalBackend(PassedWrites):
 
     def _check_version(self, key: str, asked: Version, fd: int) -> None:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or version_of(found).etag != asked.etag:
+        if not stat.S_ISREG(found.st_mode) or not is_version(found, asked):
             raise VersionGoneError(f"{key}: the file has changed")
 
 

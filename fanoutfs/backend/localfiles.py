@@ -4,6 +4,7 @@ import errno
 import os
 from typing import Final
 
+from fanoutfs.backend.keys import is_same_version
 from fanoutfs.errors import (
     AccessDeniedError,
     BackendError,
@@ -48,3 +49,8 @@ def translate(error: OSError, what: str, *, is_write: bool = False) -> BackendEr
     if error.errno == errno.ESTALE:
         return TransientError(text) if is_write else VersionGoneError(text)
     return TransientError(text) if error.errno in _TRANSIENT else BackendError(text)
+
+
+def is_version(found: os.stat_result, asked: Version) -> bool:
+    """Tell whether a file is in the version asked for; its modification time here is what somebody said it is."""
+    return is_same_version(asked, version_of(found).etag, found.st_size, found.st_mtime_ns)

@@ -14,7 +14,7 @@ Then the directory is synced.  Directories on the way are made; those that a del
 Metadata is kept whole in one user xattr (`_XATTR`); mode, owner and modification time are set on the file besides, for
 whoever reads the directory, and for files without the xattr `details` tells those of the file.  A symlink is an
 object as in any other store, a file that holds the target, because `local` follows symlinks: one would show up as the
-file it leads to, or not at all.  A directory marker is a directory.
+file it leads to, or not at all; a symlink that is written to becomes a file.  A directory marker is a directory.
 
 Parts of an upload are files of their own in `.fanoutfs-writing/<id>/`, put together with copy_file_range(2).
 """
@@ -32,7 +32,7 @@ from typing import Final
 
 from fanoutfs.backend.attributes import FileAttributes, decode_attributes, encode_attributes
 from fanoutfs.backend.keys import is_addressable
-from fanoutfs.backend.localfiles import SCRATCH_PREFIX, translate, version_of
+from fanoutfs.backend.localfiles import SCRATCH_PREFIX, is_version, translate, version_of
 from fanoutfs.backend.sigv4 import read_into
 from fanoutfs.backend.writing import (
     TOKEN_KEY,
@@ -145,7 +145,7 @@ class LocalWriter:
         """See Writer.copy_part."""
         with self._part(upload, number) as fd, self._source(source) as source_fd:
             _copy_range(source_fd, start, end, fd)
-            if version_of(os.fstat(source_fd)) != source.version:
+            if not is_version(os.fstat(source_fd), source.version):
                 raise VersionGoneError(f"{source.key}: the file changed while it was copied")
             os.fsync(fd)
             return Part(number, f"{number}-{end - start}", end - start)
@@ -170,7 +170,16 @@ class LocalWriter:
 
     def abort_upload(self, upload: Upload) -> None:
         """See Writer.abort_upload."""
-        shutil.rmtree(self._upload_directory(upload), ignore_errors=True)
+        path = self._upload_directory(upload)
+        try:
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise translate(error, f"abort upload of {upload.key}", is_write=True) from None
         with contextlib.suppress(OSError):  # when it was the last
             os.rmdir(self._writing)
 
@@ -202,7 +211,7 @@ class LocalWriter:
         with self._source(source) as source_fd, self._scratch(f"copy {source.key} to {key}") as (path, fd):
             kept = properties if properties is not None else _details(source.key, source_fd).properties
             _copy_range(source_fd, 0, source.version.size_bytes, fd)
-            if version_of(os.fstat(source_fd)) != source.version:
+            if not is_version(os.fstat(source_fd), source.version):
                 raise VersionGoneError(f"{source.key}: the file changed while it was copied")
             return self._publish(path, fd, key, condition, kept)
 
@@ -213,7 +222,7 @@ class LocalWriter:
             if key.endswith("/"):
                 os.rmdir(path)
                 return
-            if isinstance(condition, Version) and version_of(os.stat(path)) != condition:
+            if isinstance(condition, Version) and not is_version(os.stat(path), condition):
                 raise PreconditionFailedError(f"delete {key}: the file has changed")
             os.unlink(path)
         except OSError as error:
@@ -292,7 +301,7 @@ class LocalWriter:
         except OSError as error:
             raise translate(error, f"open {source.key}") from None
         try:
-            if version_of(os.fstat(fd)) != source.version:
+            if not is_version(os.fstat(fd), source.version):
                 raise VersionGoneError(f"{source.key}: the file has changed")
             yield fd
         finally:
@@ -346,7 +355,7 @@ def _replace(path: str, target: str, condition: Version, key: str) -> None:
     """Put a file in the place of the version that is expected there."""
     gone = PreconditionFailedError(f"write {key}: the file has changed or is gone")
     try:
-        if version_of(os.stat(target)) != condition:
+        if not is_version(os.stat(target), condition):
             raise gone
         if not _exchange(path, target):
             os.rename(path, target)

@@ -3,12 +3,11 @@
 Why not obstore's own listing: one key it cannot represent (`d//e`, `..`, a control character) fails the whole page
 with InvalidPathError and so hides a directory of a thousand good files; it drops the "/" of directory markers; and it
 collects all pages of a directory before it returns the first, so that neither a probe nor a prefix of ten million keys
-ever comes back.  Why not botocore: its answers are right, but a page of 1000
-keys costs it 50 ms of CPU, this 9 ms, obstore 5 ms (measured, moto, 3 pages), and it is 25 MB for one kind of request.
+ever comes back.  Why not botocore: its answers are right, but a page of 1000 keys costs it 50 ms of CPU, this 9 ms,
+obstore 5 ms (measured, moto, 3 pages), and it is 25 MB for one kind of request.
 
 Keys that cannot be addressed are left out and counted in ListPage.hidden; a common prefix counts as one.
-Any thread may list.  `xml.etree` is expat underneath; expat >= 2.4.1
-bounds entity expansion.
+Any thread may list.  `xml.etree` is expat underneath; expat >= 2.4.1 bounds entity expansion.
 """
 
 import xml.etree.ElementTree as ET

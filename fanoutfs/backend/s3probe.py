@@ -16,7 +16,6 @@ from fanoutfs.backend.s3client import S3Answer, S3Client
 from fanoutfs.backend.s3messages import complete_message, copy_headers, parse_etag, parse_upload_id
 from fanoutfs.backend.writing import Abilities, Part
 from fanoutfs.errors import (
-    AccessDeniedError,
     BackendError,
     BucketMissingError,
     CredentialsError,
@@ -125,15 +124,15 @@ class _Probe:
 
     def _ask_uploads(self) -> tuple[bool, bool, bool, bool]:
         """Return whether there are uploads, copied parts, and completions if absent and if matching."""
-        upload_id = self._begin()
-        if not upload_id:
+        upload_id, part, can_copy_part = self._one_part()
+        if part is None:
             return False, False, False, False
-        part, can_copy_part = self._first_part(upload_id)
         if_absent = self._is_kept(self._complete(upload_id, part, {"if-none-match": "*"}))
         if not if_absent:
             can_copy_part = can_copy_part and self._size() == part.size_bytes
-            upload_id = self._begin()
-            part, _ = self._first_part(upload_id)
+            upload_id, part, _ = self._one_part()
+            if part is None:
+                return False, False, False, False
         if_match = self._is_kept(self._complete(upload_id, part, {"if-match": self._spell(_WRONG)}))
         if if_match:
             if_match = self._complete(upload_id, part, {"if-match": self._spell(self._etag)}).status == 200
@@ -141,18 +140,30 @@ class _Probe:
             self._complete(upload_id, part, {})
         return True, can_copy_part and self._size() == part.size_bytes, if_absent, if_match
 
-    def _first_part(self, upload_id: str) -> tuple[Part, bool]:
-        """Fill part 1; return it and whether it was copied, of two bytes then, to see that the range counts."""
-        params = {"uploadId": upload_id, "partNumber": "1"}
+    def _one_part(self) -> tuple[str, Part | None, bool]:
+        """Begin an upload of one part; return its id, the part, None without uploads, and whether it was copied.
+
+        Two bytes are copied, to see that the range counts.
+        """
+        upload_id = self._begin()
+        if not upload_id:
+            return "", None, False
         self._etag = bare_etag(self._client.request("HEAD", self._key, "HEAD scratch object").headers.get("etag"))
         headers = copy_headers(self._client.bucket, self._key, self._spell(self._etag))
         headers["x-amz-copy-source-range"] = "bytes=1-2"
+        params = {"uploadId": upload_id, "partNumber": "1"}
         answer = self._client.request("PUT", self._key, "PUT copied part", params, headers)
         if answer.status == 200 and (etag := parse_etag(answer.body)):
-            return Part(1, etag, 2), True
+            return upload_id, Part(1, etag, 2), True
         self._is_kept(answer)
+        # A new upload: rclone serve s3 took the request for an empty part, and takes no part twice.
+        upload_id = self._begin()
+        params = {"uploadId": upload_id, "partNumber": "1"}
         answer = self._client.request("PUT", self._key, "PUT part", params, body=_BODY)
-        return Part(1, self._need(answer), len(_BODY)), False
+        if answer.status != 200:
+            self._is_kept(answer)
+            return upload_id, None, False
+        return upload_id, Part(1, bare_etag(answer.headers.get("etag")), len(_BODY)), False
 
     def _begin(self) -> str:
         answer = self._client.request("POST", self._key, "POST scratch upload", {"uploads": ""})
@@ -195,7 +206,8 @@ class _Probe:
         if answer.status == 412 or answer.code == "PreconditionFailed":
             return True
         if answer.status >= 300:
+            # Denied is an answer too: who may put may not always copy or delete.
             error = answer.error(f"PUT {self._key}", is_write=True)
-            if isinstance(error, TransientError | CredentialsError | AccessDeniedError | BucketMissingError):
+            if isinstance(error, TransientError | CredentialsError | BucketMissingError):
                 raise error
         return False

@@ -50,6 +50,7 @@ from fanoutfs.errors import (
     ObjectMissingError,
     PreconditionFailedError,
     TransientError,
+    UnsupportedError,
     UploadMissingError,
     VersionGoneError,
 )
@@ -93,7 +94,7 @@ class S3Writer:
             key, condition, lambda can: (can.can_put_if_absent, can.can_put_if_match)
         )
         answer = self._changed(self._client.request("PUT", key, what, headers=headers, body=body), what, condition)
-        return _version(bare_etag(answer.headers.get("etag")), len(body), answer)
+        return self._version(key, bare_etag(answer.headers.get("etag")), len(body), answer)
 
     def begin_upload(self, key: str, properties: Properties) -> Upload:
         """See Writer.begin_upload."""
@@ -108,11 +109,17 @@ class S3Writer:
         what = f"PUT {upload.key} part {number}"
         params = {"partNumber": str(number), "uploadId": upload.upload_id}
         answer = _part(self._client.request("PUT", upload.key, what, params, body=body), what)
-        return Part(number, bare_etag(answer.headers.get("etag")), len(body))
+        etag = bare_etag(answer.headers.get("etag"))
+        if not etag:
+            raise TransientError(f"{what}: the answer has no ETag")
+        return Part(number, etag, len(body))
 
     def copy_part(self, upload: Upload, number: int, source: ObjectInfo, start: int, end: int) -> Part:
         """See Writer.copy_part."""
         what = f"PUT {upload.key} part {number} from {source.key} [{start}, {end})"
+        if not self.abilities().can_copy_part:
+            # One that does not know the headers takes the request for an empty part, and says 200.
+            raise UnsupportedError(f"{what}: the server cannot copy parts")
         params = {"partNumber": str(number), "uploadId": upload.upload_id}
         headers = self._source_headers(source) | {"x-amz-copy-source-range": f"bytes={start}-{end - 1}"}
         answer = self._client.request("PUT", upload.key, what, params, headers, patience_s=_PATIENCE_S)
@@ -120,7 +127,10 @@ class S3Writer:
             raise VersionGoneError(f"{what}: the source has another version now")
         if answer.status == 404 and answer.code != "NoSuchUpload":
             raise ObjectMissingError(f"{what}: no such source")
-        return Part(number, parse_etag(_part(answer, what).body), end - start)
+        etag = parse_etag(_part(answer, what).body)
+        if not etag:
+            raise TransientError(f"{what}: the answer has no ETag")
+        return Part(number, etag, end - start)
 
     def complete_upload(self, upload: Upload, parts: Sequence[Part], condition: Condition) -> Version:
         """See Writer.complete_upload."""
@@ -134,7 +144,7 @@ class S3Writer:
         if answer.status == 404 and answer.code == "NoSuchUpload":
             raise UploadMissingError(f"{what}: no such upload")
         answer = self._changed(answer, what, condition)
-        return _version(parse_etag(answer.body), sum(part.size_bytes for part in parts), answer)
+        return self._version(upload.key, parse_etag(answer.body), sum(part.size_bytes for part in parts), answer)
 
     def abort_upload(self, upload: Upload) -> None:
         """See Writer.abort_upload."""
@@ -176,7 +186,7 @@ class S3Writer:
             if condition is not Expect.ANYTHING:
                 raise PreconditionFailedError(f"{what}: {key} is not what was expected")
         answer = _checked(answer, what, is_write=True)
-        return _version(parse_etag(answer.body), source.version.size_bytes, answer)
+        return self._version(key, parse_etag(answer.body), source.version.size_bytes, answer)
 
     def delete(self, key: str, condition: Condition = Expect.ANYTHING) -> None:
         """See Writer.delete."""
@@ -276,6 +286,12 @@ class S3Writer:
     def _spell(self, etag: str) -> str:
         return f'"{etag}"' if self._find().if_match_form == "quoted" else etag
 
+    def _version(self, key: str, etag: str, size_bytes: int, answer: S3Answer) -> Version:
+        """Return the version that a change made; asked for where the answer has no ETag."""
+        if not etag:
+            return self.details(key).info.version
+        return Version(etag, answer.headers.get("x-amz-version-id", ""), size_bytes, answer_time_ns(answer.headers))
+
     def _changed(self, answer: S3Answer, what: str, condition: Condition) -> S3Answer:
         """Return the answer to a conditional change that succeeded."""
         if isinstance(condition, Version) and answer.status == 404 and answer.code != "NoSuchBucket":
@@ -306,11 +322,4 @@ def _part(answer: S3Answer, what: str) -> S3Answer:
     """Return the answer to a part that was stored."""
     if answer.status == 404 and answer.code != "NoSuchBucket":
         raise UploadMissingError(f"{what}: no such upload")
-    answer = _checked(answer, what, is_write=True)
-    if not (answer.headers.get("etag") or parse_etag(answer.body)):
-        raise TransientError(f"{what}: the answer has no ETag")
-    return answer
-
-
-def _version(etag: str, size_bytes: int, answer: S3Answer) -> Version:
-    return Version(etag, answer.headers.get("x-amz-version-id", ""), size_bytes, answer_time_ns(answer.headers))
+    return _checked(answer, what, is_write=True)

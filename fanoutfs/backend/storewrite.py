@@ -5,6 +5,7 @@ What obstore 0.12 cannot do and what happens instead:
 * Parts of an upload are its own business: there is no begin_upload here, `put` takes any size.  Beyond `_PUT_BYTES`
   it goes in parts, which has no condition: to a scratch name beside the object, which is then copied inside the store
   (if absent: atomic; if matching: the object is looked at just before), so that a condition is never silently lost.
+  A kill in between leaves `<key>.fanoutfs-<hex>` behind.
 * Google's condition is the generation, which listings do not carry: a HEAD fetches it, and the condition is exact.
 * Copies and deletes have no condition on a version: the object is looked at just before.
 * A copy with other properties goes through this machine, 8 MiB at a time.

@@ -55,6 +55,8 @@ _TRANSIENT_CODES: Final = frozenset(
 )
 _TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
 _FULL_CODES: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
+_CONFLICT_CODES: Final = frozenset({"PreconditionFailed", "BlobAlreadyExists", "conditionNotMet"})  # S3, Azure, Google
+_BUSY_CODES: Final = frozenset({"ConditionalRequestConflict", "OperationAborted"})
 _DIGEST_CODES: Final = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"})
 _LASTING_STATUS: Final = frozenset({501, 505})
 
@@ -108,13 +110,13 @@ def error_from_status(
 
 def _write_error(status: int, code: str, shown: str) -> BackendError | None:
     """Return the error that only a change can meet, None for all others."""
-    if status == 412 or code == "PreconditionFailed":
+    if status == 412 or code in _CONFLICT_CODES:
         return PreconditionFailedError(f"{shown}: the object is not what was expected")
     if status == 404 and code == "NoSuchUpload":
         return UploadMissingError(f"{shown}: no such upload")
     if status == 507 or code in _FULL_CODES:
         return StoreFullError(f"{shown}: no room, or a quota is reached")
-    if code in _DIGEST_CODES or status == 409:
+    if code in _DIGEST_CODES or code in _BUSY_CODES or (status == 409 and not code):
         # The body changed on the way; or another change of the same object is under way.
         return TransientError(shown)
     if status == 405:

@@ -110,7 +110,7 @@ class Abilities:
     can_put_if_absent: bool
     can_put_if_match: bool
     can_upload_parts: bool
-    """Else only `put`, which then takes any size."""
+    """Else only `put`, of at most max_put_bytes."""
     can_copy_part: bool
     can_complete_if_absent: bool
     can_complete_if_match: bool

@@ -87,14 +87,18 @@ class CacheFiles:
     def remove(self, ino: int) -> None:
         """Delete the inode's file; no error when there is none.
 
-        Truncated first: a front may keep a descriptor of it for long, and with it the disk space.
+        Truncated first: a front may keep a descriptor of it for long, and with it the disk space.  But not what has
+        another name, in staging: there it is the only copy.
         """
         self.forget(ino)
         path = self.relative_path(ino)
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._root)
-            os.ftruncate(fd, 0)
-            os.close(fd)
+            try:
+                if os.fstat(fd).st_nlink == 1:
+                    os.ftruncate(fd, 0)
+            finally:
+                os.close(fd)
             os.unlink(path, dir_fd=self._root)
         except FileNotFoundError:
             pass

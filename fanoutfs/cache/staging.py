@@ -6,11 +6,13 @@ with a bounded table of descriptors of its own.  An inode that becomes clean and
 stands in its record: so a descriptor that a front kept is never taken for the new file's.  The core removes or renames
 a file only after a grace period.
 
-The extended attribute `user.fanoutfs.key` of a file is the object key its content shall have: all that is needed to
-save the content when the index is lost.
+Two extended attributes save the content when the index is lost (see `cache.salvage`): `user.fanoutfs.key` is the
+object key that it shall have, and `user.fanoutfs.base` the object it was before, which fills what the file lacks, as
+JSON [size up to where, etag, version id, size, mtime ns].  A file without a key was never acknowledged to anybody.
 """
 
 import contextlib
+import json
 import os
 import stat
 import struct
@@ -19,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from fanoutfs.records import Version
 from fanoutfs.wire.kernel import ATTR_SIZE
 
 _NS: Final = 1_000_000_000
@@ -28,6 +31,7 @@ _SIZE_BLOCKS: Final = struct.Struct("<QQ")
 _TIMES: Final = struct.Struct("<QQ")
 _NANOSECONDS: Final = struct.Struct("<II")
 KEY_XATTR: Final = "user.fanoutfs.key"
+BASE_XATTR: Final = "user.fanoutfs.base"
 _MAX_DESCRIPTORS: Final = 512
 
 
@@ -118,6 +122,15 @@ class StagingFiles:
         """Say in the file itself which object its content shall be."""
         with contextlib.suppress(OSError):  # a file system without extended attributes: only a lost index needs it
             os.setxattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
+
+    def tag_base(self, ino: int, life: int, base: Version, base_size: int) -> None:
+        """Say in a file which object it was before; that fills what it lacks below base_size.
+
+        To be called before the index says so.
+        """
+        record = [base_size, base.etag, base.version_id, base.size_bytes, base.mtime_ns]
+        with contextlib.suppress(OSError):
+            os.setxattr(self.descriptor(ino, life), BASE_XATTR, json.dumps(record).encode())
 
     def path(self, ino: int, life: int) -> Path:
         """Return a file's path, for renaming it into the cache."""

@@ -12,6 +12,7 @@ import trio
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.listing import Listings
+from fanoutfs.core.objectattributes import AttributeReader
 from fanoutfs.errors import (
     BackendError,
     CacheFullError,
@@ -48,7 +49,10 @@ class FileSystem:
         freshness: Freshness,
         shared: SharedState,
         metadata_ttl_s: float,
+        attributes: AttributeReader | None = None,
     ) -> None:
+        """attributes: asks objects for theirs; None: files have the mount's."""
+        self._attributes = attributes
         self._reader = reader
         self._listings = listings
         self._fills = fills
@@ -81,6 +85,8 @@ class FileSystem:
             await self._freshen(directory)
             with self._reader.begin() as txn:
                 ino = self._reader.child(txn, parent, name)
+        if ino is not None and self._attributes is not None:
+            await self._attributes.fill(parent, name, self.inode(ino))
         return None if ino is None else self.inode(ino)
 
     async def make_listed(self, ino: int) -> None:

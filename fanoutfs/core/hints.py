@@ -28,6 +28,7 @@ class HintListeners:
     """Inodes in the order they were read."""
     listed: Callable[[Sequence[tuple[int, int]]], None]
     """Runs of entries that the kernel was given: (first inode, how many)."""
+    written: Callable[[int], None]
 
 
 async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
@@ -50,6 +51,8 @@ async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
                     listed.append((hint.ino, hint.part))
                 elif hint.kind is HintKind.PART_READ:
                     listeners.part_read(hint.ino, hint.part)
+                elif hint.kind is HintKind.WRITTEN:
+                    listeners.written(hint.ino)
                 elif hint.kind is HintKind.DIRECTORY_USED:
                     listeners.directory_used(hint.ino)
         if listed:

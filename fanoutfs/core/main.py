@@ -11,6 +11,7 @@ environments close.  Being killed at any point loses nothing but cached bytes.
 import ctypes
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -25,7 +26,6 @@ import trio
 
 from fanoutfs.backend import Backend, open_backend
 from fanoutfs.cache.arena import Arena
-from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.cache.volume import Volume, open_volume
 from fanoutfs.clock import SystemClock
 from fanoutfs.config.schema import MountConfig
@@ -44,8 +44,10 @@ from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.numbers import Numbers
+from fanoutfs.core.objectattributes import AttributeReader
 from fanoutfs.core.operations import Operations
 from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.outbound import Outbound, make_outbound
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
@@ -69,6 +71,7 @@ from fanoutfs.errors import (
 )
 from fanoutfs.index.format import FIRST_INO, Ownership
 from fanoutfs.index.operations import OpenVolume
+from fanoutfs.index.publishing import TagVolume
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
@@ -89,8 +92,6 @@ _READER_CHECK_S: Final = 10.0
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
 _BROKEN_POLL_S: Final = 0.2
-_ROOM_POLL_S: Final = 0.1
-"""How late fronts learn that staging is full: what a disk can take in that time may be staged beyond the cap."""
 _TASK_PAUSE_S: Final = 1.0
 """Between the failure of a background task and its next try."""
 
@@ -163,7 +164,7 @@ def prepare(task: CoreTask) -> tuple[Volume, Backend]:
     first_ino = max(FIRST_INO, now_ns // 1_000_000_000 << 24)
     wanted = OpenVolume(task.identity, task.ownership, now_ns, first_ino)
     grace = Grace(task.shared, task.config.front_count())
-    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait)
+    volume = open_volume(task.volume_path, small_share_bytes, wanted, grace.wait, task.root_prefix)
     if not task.is_first and not volume.was_known:
         volume.close(task.volume_path)
         # The fronts of this generation hold the lost one open: the next generation begins with the new one.
@@ -265,6 +266,13 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             row=row,
         )
         freshness = Freshness(listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=config.metadata_ttl)
+        attributes = AttributeReader(
+            nursery=nursery,
+            backend=backend,
+            writer=writer,
+            distrust=listings.distrust,
+            patience_s=config.op_timeout,
+        )
         filesystem = FileSystem(
             reader=reader,
             listings=listings,
@@ -272,6 +280,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             freshness=freshness,
             shared=task.shared,
             metadata_ttl_s=config.metadata_ttl,
+            attributes=attributes if config.object_attributes == "lookup" else None,
         )
         small_cache_bytes = int(config.cache_size * config.small_cache_share)
         plans = Plans(
@@ -299,7 +308,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
         )
         durable = Durable(environment, writer)
         numbers = Numbers(writer)
-        staging_files = StagingFiles(task.volume_path)
+        staging_files = volume.staging
         await recover(
             environment,
             reader,
@@ -352,7 +361,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
 
         async def status(_request: Mapping[str, Any]) -> Any:
             return describe(
-                config, task.shared, space, volume.small, environment, filesystem, freshness, admission, plans
+                config, task.shared, space, volume.small, environment, filesystem, freshness, admission, plans, outbound
             )
 
         async def invalidate(request: Mapping[str, Any]) -> None:
@@ -381,7 +390,32 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             small=volume.small,
             metadata_ttl_s=config.metadata_ttl,
         )
+        outbound: Outbound | None = None
+        if not config.read_only:
+            outbound = make_outbound(
+                config=config,
+                backend=backend,
+                root_prefix=task.root_prefix,
+                reader=reader,
+                writer=writer,
+                files=staging_files,
+                staging=staging,
+                grace=grace,
+                listings=listings,
+                jobs=jobs,
+                locate=partial(resolve_path, filesystem, reader, ROOT_INO),
+                ownership=task.ownership,
+                clock=clock,
+                tag=await writer.run(TagVolume(secrets.token_hex(6)).apply),
+                row=row,
+            )
+            changes.note_dirty = outbound.note_changed
+            changes.is_uploading = outbound.uploads.is_uploading
+            staging.note_dirty = outbound.uploads.note_dirty
+            for name, outbound_task in outbound.tasks().items():
+                nursery.start_soon(_kept_going, name, outbound_task, row)
         commands = {
+            **(outbound.commands() if outbound is not None else {}),
             "status": status,
             "invalidate": invalidate,
             **plans.commands(),
@@ -408,17 +442,24 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             part_read=fills.note_part_read,
             small_reads=(prefetch.note_reads, push.note_reads),
             listed=push.note_listed,
+            written=_nothing if outbound is None else outbound.uploads.note_dirty,
         )
         nursery.start_soon(_kept_going, "hints", partial(take_hints, task.hints, listeners), row)
         nursery.start_soon(_kept_going, "dead readers", partial(_release_dead_readers, volume), row)
         nursery.start_soon(_end_on_signal, nursery.cancel_scope)
         nursery.start_soon(_end_when_broken, volume, nursery.cancel_scope)
         entry_timeout_s = entry_timeout(go.has_epoch, config.metadata_ttl)
-        nursery.start_soon(_kept_going, "staging room", partial(_tell_of_room, space, task.shared), row)
-        operations = Operations(filesystem, changes, staging, entry_timeout_s, row)
+        keep_room = partial(space.keep_staging_room, partial(_tell_of_room, task.shared))
+        nursery.start_soon(_kept_going, "staging room", keep_room, row)
+        stored = outbound.uploads.wait if outbound is not None and config.durability == "remote" else None
+        operations = Operations(filesystem, changes, staging, entry_timeout_s, row, stored)
         await _answer_requests(task.relay, operations, config.front_count())
         nursery.cancel_scope.cancel()
     writer.stop()
+
+
+def _nothing(_ino: int) -> None:
+    """Nobody wants to know."""
 
 
 def entry_timeout(has_epoch: bool, metadata_ttl_s: float) -> float:
@@ -452,11 +493,9 @@ async def _kept_going(name: str, task: Callable[[], Awaitable[None]], row: memor
         await trio.sleep(_TASK_PAUSE_S)
 
 
-async def _tell_of_room(space: Space, shared: SharedState) -> None:
-    """Have fronts ask before they write while what is staged is at its cap."""
-    while True:
-        shared.flags[STAGING_FULL] = not space.staging_room()
-        await trio.sleep(_ROOM_POLL_S)
+def _tell_of_room(shared: SharedState, is_full: bool) -> None:
+    """Have fronts ask before they write while there is no room in staging."""
+    shared.flags[STAGING_FULL] = is_full
 
 
 async def _expire_what_was_told(notifier: Notifier) -> None:

@@ -27,7 +27,6 @@ from fanoutfs.backend.writing import Expect
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.properties import is_tagged
 from fanoutfs.core.publishing import Publisher
-from fanoutfs.core.settling import Settling
 from fanoutfs.core.uploads import Uploads
 from fanoutfs.errors import FanoutError, ObjectMissingError, PreconditionFailedError, StaleInodeError
 from fanoutfs.index.format import Departed, Dirty, Inode
@@ -84,7 +83,6 @@ class Moves:
         listings: Listings,
         publisher: Publisher,
         uploads: Uploads,
-        settling: Settling,
         requests: int,
         delay_s: float,
         tag: str,
@@ -97,7 +95,6 @@ class Moves:
         self._listings = listings
         self._publisher = publisher
         self._uploads = uploads
-        self._settling = settling
         self._limiter = trio.CapacityLimiter(requests + 1)  # one of them is the directory that is being moved
         self._delay_s = min(delay_s, _MAX_DELAY_S)
         self._tag = tag
@@ -116,7 +113,7 @@ class Moves:
         self._wake.set()
 
     def note_departed(self) -> None:
-        """Something has departed.  No checkpoint."""
+        """Something has departed, or may have.  No checkpoint."""
         self._wake.set()
 
     def is_busy(self, key: str) -> bool:
@@ -281,7 +278,7 @@ class Moves:
         with self._reader.begin() as txn:
             directory = Places.of_reader(self._reader, txn, self._root_prefix).at(f"{prefix}/")
         if directory is not None:
-            self._settling.settle(directory, name.encode("utf-8", "surrogateescape"))
+            self._listings.settle(directory, name.encode("utf-8", "surrogateescape"))
 
     # --- directories -----------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ goes through `_guarded`.
 import errno
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -62,9 +62,17 @@ class Operations(pyfuse3.Operations):
     """What pyfuse3 calls."""
 
     def __init__(
-        self, filesystem: FileSystem, changes: Changes, staging: Staging, entry_timeout_s: float, row: memoryview
+        self,
+        filesystem: FileSystem,
+        changes: Changes,
+        staging: Staging,
+        entry_timeout_s: float,
+        row: memoryview,
+        wait_until_stored: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        """wait_until_stored: what fsync waits for besides the local disk."""
         super().__init__()
+        self._wait_until_stored = wait_until_stored
         self._filesystem = filesystem
         self._changes = changes
         self._staging = staging
@@ -198,10 +206,14 @@ class Operations(pyfuse3.Operations):
     @_guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._staging.sync(fh, data_only=datasync)
+        if self._wait_until_stored is not None:
+            await self._wait_until_stored(fh)
 
     @_guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._staging.sync_names()
+        if self._wait_until_stored is not None:
+            await self._wait_until_stored(fh)
 
 
 def token_of(ctx: pyfuse3.RequestContext) -> int:

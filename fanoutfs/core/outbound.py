@@ -25,7 +25,6 @@ from fanoutfs.core.moves import Moves
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.notify import ChangeLog
 from fanoutfs.core.publishing import Publisher, StagedContent
-from fanoutfs.core.settling import Settling
 from fanoutfs.core.uploads import Uploads, is_excluded
 from fanoutfs.core.warming import Rate
 from fanoutfs.errors import FanoutError
@@ -49,6 +48,11 @@ class Outbound:
     moves: Moves
     drains: Drains
     multipart: MultipartUploads
+
+    def note_changed(self, ino: int) -> None:
+        """An inode was changed, renamed, linked or unlinked.  No checkpoint."""
+        self.uploads.note_changed(ino)
+        self.moves.note_departed()
 
     def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return the background tasks by name."""
@@ -86,7 +90,6 @@ def make_outbound(
     staging: StagedContent,
     grace: Grace,
     listings: Listings,
-    settling: Settling,
     jobs: Jobs,
     locate: Callable[[bytes], int],
     ownership: Ownership,
@@ -129,7 +132,7 @@ def make_outbound(
         grace=grace,
         conflicts=conflicts,
         multipart=multipart,
-        settling=settling,
+        settle=listings.settle,
         is_excluded=partial(is_excluded, patterns=config.no_upload_patterns()),
         requests=config.upload_requests,
         delay_s=config.upload_delay,
@@ -155,7 +158,6 @@ def make_outbound(
         listings=listings,
         publisher=publisher,
         uploads=uploads,
-        settling=settling,
         requests=config.upload_requests,
         delay_s=config.upload_delay,
         tag=tag,

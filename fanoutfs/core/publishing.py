@@ -36,7 +36,6 @@ from fanoutfs.core.content import TICK_NS, Stamp, checksums_of, copy_file, read_
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.properties import make_token, properties_of, with_token
-from fanoutfs.core.settling import Settling
 from fanoutfs.errors import (
     BackendError,
     FanoutError,
@@ -159,14 +158,16 @@ class Publisher:
         grace: Grace,
         conflicts: Conflicts,
         multipart: MultipartUploads,
-        settling: Settling,
+        settle: Callable[[int, bytes], None],
         is_excluded: Callable[[str], bool],
         requests: int,
         delay_s: float,
         tag: str,
         row: memoryview,
     ) -> None:
-        """is_excluded: tells of a path whether its content is not to be uploaded.  tag: of the volume."""
+        """settle: has listings under way leave a name alone.  is_excluded: tells of a path whether its content is not to be
+        uploaded.  tag: of the volume.
+        """
         self._backend = backend
         self._root_prefix = root_prefix
         self._reader = reader
@@ -176,7 +177,7 @@ class Publisher:
         self._grace = grace
         self._conflicts = conflicts
         self._multipart = multipart
-        self._settling = settling
+        self._settle = settle
         self._is_excluded = is_excluded
         self._threads = trio.CapacityLimiter(requests)
         self._memory = Admission(_MEMORY_BYTES, requests)
@@ -289,13 +290,11 @@ class Publisher:
         return not is_moved_only and self._is_excluded(facts.key.removeprefix(self._root_prefix))
 
     async def _commit(self, ino: int, apply: Callable[[IndexTransaction], bool]) -> Outcome:
-        """Note what the store has now.  Listings under way may be wrong about the name, and about those above it."""
+        """Note what the store has now.  Listings under way may be wrong about the name."""
         with self._reader.begin() as txn:
-            places = Places.of_reader(self._reader, txn, self._root_prefix)
-            place = places.place(ino)
-            while place is not None:
-                self._settling.settle(*place)
-                place = places.place(place[0])
+            place = Places.of_reader(self._reader, txn, self._root_prefix).place(ino)
+        if place is not None:
+            self._settle(*place)
         is_clean = False
         with trio.CancelScope(shield=True):
             is_clean = await self._writer.run(apply)

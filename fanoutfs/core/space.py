@@ -39,7 +39,7 @@ from fanoutfs.index.victims import PartId, choose_parts, present_blocks
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
-from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
+from fanoutfs.records import BLOCK_BYTES, MIB, PART_BLOCKS, PART_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,11 @@ _FIXED_BYTES: Final = 256 << 10
 """Locks, folders and marks, and the pages by which the index grows between a look at its size and the next one."""
 _STAGING_POLL_S: Final = 0.5
 """Uploads wake those who wait for room in staging; other programs that free the disk do not."""
+_LOOK_S: Final = 0.05
+_IDLE_LOOK_S: Final = 0.5
+_LOOKS_AHEAD: Final = 4
+"""Room is kept for as much as came in so many looks: fronts write on while clean bytes are evicted."""
+_STAGING_MARGIN: Final = 16 * MIB
 _DISK_PAUSE_S: Final = 5.0
 """After the disk refused a write, read through for this long before trying again."""
 
@@ -94,6 +99,7 @@ class Space:
         self._evicting: dict[PartId, trio.Event] = {}
         self._recent: OrderedDict[PartId, None] = OrderedDict()
         self._writing: dict[PartId, int] = {}
+        self._handed_over: dict[int, int] = {}
         self._lock = trio.Lock()
         self._no_writes_until = 0.0
         self.is_awaited: Callable[[int, int], bool] = _is_never_awaited
@@ -229,6 +235,50 @@ class Space:
             if not self._writing[part]:
                 del self._writing[part]
 
+    @asynccontextmanager
+    async def handing_over(self, ino: int) -> AsyncIterator[None]:
+        """Keep the evictor away from a whole file while its staging file becomes its cache file.  Checkpoint.
+
+        The two are one for a while, and a hole punched into the one would be a hole in what is not uploaded for sure.
+        """
+        self._handed_over[ino] = self._handed_over.get(ino, 0) + 1
+        try:
+            while waiting := [event for part, event in self._evicting.items() if part[0] == ino]:
+                await waiting[0].wait()
+            # What could not be punched is of the cache file before.
+            for part in [part for part in self._unpunched if part[0] == ino]:
+                del self._unpunched[part]
+            yield
+        finally:
+            self._handed_over[ino] -= 1
+            if not self._handed_over[ino]:
+                del self._handed_over[ino]
+
+    async def keep_staging_room(self, set_full: Callable[[bool], None]) -> None:
+        """Look for ever how fast staging grows, and keep room for what fronts may write until the next look.
+
+        Clean bytes make way first.  set_full: tells fronts to ask before they write, because there is no room.
+        """
+        before, is_full = self._staged.total, False
+        while True:
+            staged = self._staged.total
+            growth, before = max(0, staged - before), staged
+            margin = max(_STAGING_MARGIN, _LOOKS_AHEAD * growth) if staged else 0
+            was_full, is_full = (
+                is_full,
+                margin > 0 and staged + min(margin, self._staging_cap_bytes // 4) > (self._staging_cap_bytes),
+            )
+            if growth or was_full:
+                self.hold(margin)
+                try:
+                    await self._make_room()
+                except CacheFullError:
+                    is_full = True
+                finally:
+                    self.release(margin)
+            set_full(is_full)
+            await self._staged.wait_changed(_LOOK_S if growth or is_full else _IDLE_LOOK_S)
+
     def _excess_bytes(self) -> int:
         """Return how much must go before the reserved bytes may be written.
 
@@ -291,7 +341,9 @@ class Space:
 
     async def _retry_punching(self) -> None:
         """Punch what an earlier eviction could not, but nothing that was filled again since."""
-        for part in [part for part in self._unpunched if part not in self._writing]:
+        for part in [
+            part for part in self._unpunched if part not in self._writing and part[0] not in self._handed_over
+        ]:
             try:
                 with self._kept_away([part]):
                     await self._punch(part, ~present_blocks(self._environment, part))
@@ -301,7 +353,7 @@ class Space:
 
     async def reclaim(self, part: PartId, absent: int) -> None:
         """Give back what the disk holds of blocks that the index does not have.  Checkpoint."""
-        if part in self._writing or part in self._evicting:
+        if part in self._writing or part in self._evicting or part[0] in self._handed_over:
             return
         with self._kept_away([part]):
             await self._punch(part, absent)
@@ -331,7 +383,8 @@ class Space:
 
     def _is_spared(self, part: PartId) -> bool:
         """Tell whether a part must stay: it is being written, or was a moment ago, or its reader was announced."""
-        return part in self._recent or part in self._writing or self.is_awaited(part[0], part[1] * PART_BYTES)
+        is_in_use = part in self._recent or part in self._writing or part[0] in self._handed_over
+        return is_in_use or self.is_awaited(part[0], part[1] * PART_BYTES)
 
 
 def _is_never_awaited(_ino: int, _offset: int) -> bool:

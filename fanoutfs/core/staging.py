@@ -296,24 +296,25 @@ class Staging:
             raise InvariantError(f"{key} has {version.size_bytes} bytes, its staging file {found.st_size}")
         await self._fills.wait_idle(ino)
         self._arena.withdraw_inode(ino)
-        cached = await self._hand_over(inode, found.st_size, checksums)
-        clean = MakeClean(
-            ino=ino,
-            life=life,
-            key=key,
-            version=version,
-            times_ns=(found.st_mtime_ns, found.st_ctime_ns),
-            checksums=cached,
-            small_file_size=self._ownership.small_file_size,
-        )
-        if not await self._writer.run(clean.apply):
-            return False
-        await self._grace.wait()
-        with contextlib.suppress(OSError):  # the staging file stays then, until a start finds it unknown
-            await self._durable.sync()
-            self.discard_file(ino, life)
-            self._space.note_unstaged(found.st_blocks * 512)
-        return True
+        async with self._space.handing_over(ino):
+            cached = await self._hand_over(inode, found.st_size, checksums)
+            clean = MakeClean(
+                ino=ino,
+                life=life,
+                key=key,
+                version=version,
+                times_ns=(found.st_mtime_ns, found.st_ctime_ns),
+                checksums=cached,
+                small_file_size=self._ownership.small_file_size,
+            )
+            if not await self._writer.run(clean.apply):
+                return False
+            await self._grace.wait()
+            with contextlib.suppress(OSError):  # the staging file stays then, until a start finds it unknown
+                await self._durable.sync()
+                self.discard_file(ino, life)
+                self._space.note_unstaged(found.st_blocks * 512)
+            return True
 
     async def _hand_over(self, inode: Inode, size_bytes: int, checksums: dict[int, int]) -> dict[int, int]:
         """Bring the content into the cache as far as there is room; return the checksums of the blocks it has."""
@@ -409,6 +410,7 @@ class Staging:
                 os.utime(fd, ns=(mtime_ns, mtime_ns))
             if inode.key:
                 self._staging.tag(inode.ino, life, inode.key)
+                self._staging.tag_base(inode.ino, life, inode.version, 0 if is_whole else inode.size_bytes)
             request = Request(self._clock.wall_ns(), 0, 0, self._root_prefix)
             staged = await self._writer.run(Stage(inode.ino, life, is_whole, request).apply)
         except BaseException:
@@ -483,6 +485,10 @@ class Staging:
         os.ftruncate(fd, size_bytes)
         os.utime(fd)
         if not inode.is_whole:
+            with self._reader.begin() as txn:
+                base_size = self._reader.changed(txn).base_size(inode.ino) or 0
+            if size_bytes < base_size:
+                self._staging.tag_base(inode.ino, inode.life, inode.version, size_bytes)
             request = Request(self._clock.wall_ns(), 0, 0, self._root_prefix)
             await self._writer.run(Truncate(inode.ino, inode.life, size_bytes, request).apply)
             return self._record(inode.ino)

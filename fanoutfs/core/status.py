@@ -8,6 +8,7 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.freshness import Freshness
+from fanoutfs.core.outbound import Outbound
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.space import Space
 from fanoutfs.index.store import IndexEnvironment
@@ -33,6 +34,7 @@ def describe(
     freshness: Freshness,
     admission: Admission,
     plans: Plans,
+    outbound: Outbound | None,
 ) -> dict[str, Any]:
     """Return the state of a mount, ready for JSON.  Sizes in bytes, times in seconds."""
     keeper = shared.row(KEEPER_ROW)
@@ -63,5 +65,6 @@ def describe(
             "fill_bytes": admission.bytes_used,
         },
         "plans": plans.describe(),
+        "changes": {"staged_bytes": space.staged_bytes, **({} if outbound is None else outbound.describe())},
         "counters": shared.counters(),
     }

@@ -29,7 +29,9 @@ async def collect_strays(files: CacheFiles, environment: IndexEnvironment, reade
         for ino, disk_bytes in await trio.to_thread.run_sync(partial(files.folder_contents, folder)):
             with reader.begin() as txn:
                 inode = reader.inode(txn, ino)
-            if inode is None:
+            if inode is None or inode.is_whole:
+                # Of a file that is wholly in staging nothing is cached.  What is here may be that very file: a core
+                # died while it became clean.  A hole must not be punched into it.
                 files.remove(ino)
                 removed += 1
                 continue

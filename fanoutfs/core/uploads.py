@@ -37,7 +37,6 @@ from fanoutfs.errors import (
     StoreFullError,
     TransientError,
 )
-from fanoutfs.index.format import Dirty
 from fanoutfs.index.publishing import CONFLICTS, NoteState
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction
@@ -129,6 +128,26 @@ class Uploads:
             entry.is_again = True
         elif not entry.failures:
             self._schedule(ino, entry)
+
+    def note_changed(self, ino: int) -> None:
+        """An inode may have become dirty, or clean by losing its name.  No checkpoint."""
+        with self._reader.begin() as txn:
+            records = self._reader.changed(txn)
+            dirty = records.dirty(ino)
+            cookies = records.links(ino)
+        if dirty is not None:
+            self.note_dirty(ino)
+        for cookie in cookies:
+            self.take_up(cookie)
+        entry = self._entries.get(ino)
+        if dirty is None and entry is not None and not entry.is_under_way:
+            del self._entries[ino]
+            self._release(entry)
+
+    def is_uploading(self, ino: int) -> bool:
+        """Tell whether an inode is being uploaded."""
+        entry = self._entries.get(ino)
+        return entry is not None and entry.is_under_way
 
     def note_renamed(self) -> None:
         """A directory has another name: what was not to be uploaded because of its path may be now.  No checkpoint."""
@@ -371,17 +390,6 @@ class Uploads:
         """Return the last conflicts, for status: {"path", "kept_as", "at_ns"}."""
         with self._reader.begin() as txn:
             return [json.loads(value) for value in self._reader.settings(txn, CONFLICTS).values()]
-
-    def state_of(self, ino: int) -> str:
-        """Return clean, dirty, uploading or conflict."""
-        entry = self._entries.get(ino)
-        if entry is not None and entry.is_under_way:
-            return "uploading"
-        with self._reader.begin() as txn:
-            dirty = self._reader.changed(txn).dirty(ino)
-        if dirty is None:
-            return "clean"
-        return "conflict" if dirty.what & Dirty.CONFLICT else "dirty"
 
 
 def is_excluded(path: str, patterns: Iterable[str]) -> bool:

@@ -20,7 +20,7 @@ from fanoutfs.index.format import FLAG_SEALED, FLAG_STAGED, FLAG_WHOLE
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.catalog import ANSWERED_BASE, Count
 from fanoutfs.observe.shared import RESENDS, STAGING_FULL, SharedState
-from fanoutfs.records import MIB
+from fanoutfs.records import MIB, PART_BYTES
 from fanoutfs.wire.kernel import (
     FALLOCATE_IN,
     LSEEK_IN,
@@ -43,6 +43,9 @@ _MAX_STAGE_TRIES: Final = 1000
 _MAX_ROOM_TRIES: Final = 8
 _ASK_BYTES: Final = 64 * MIB
 """Most that one question of a FALLOCATE is about: what must be local is fetched in steps."""
+_STREAM_BYTES: Final = MIB // 4
+"""From this size on a write is taken for one of many, whose parts go to the disk while the next ones arrive."""
+_SYNC_FILE_RANGE_WRITE: Final = 2  # <linux/fs.h>
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 # <linux/falloc.h>
@@ -141,6 +144,11 @@ class Changes:
         self._row[Count.WRITER_BYTES] += done
         self._finish(Opcode.WRITE, unique, body, held, 0, WRITE_OUT.pack(done, 0))
         self._hints.note_written(ino)
+        if (
+            size >= _STREAM_BYTES
+            and (start := offset // PART_BYTES * PART_BYTES) != (offset + size) // PART_BYTES * PART_BYTES
+        ):
+            _start_writeback(fd, start, PART_BYTES)
 
     def fallocate(self, unique: int, nodeid: int, body: memoryview) -> None:
         self._fallocate(unique, nodeid, body[: FALLOCATE_IN.size], 0, None)
@@ -294,3 +302,16 @@ def _allocate(fd: int, mode: int, offset: int, length: int) -> int:
         code = ctypes.get_errno()
         if code != errno.EINTR:
             return code
+
+
+def _start_writeback(fd: int, offset: int, length: int) -> None:
+    """Have the kernel begin to write a part to the disk, so that an fsync after the last one has little left to do.
+
+    Its outcome does not matter: fsync tells of errors.
+    """
+    _libc.sync_file_range(
+        ctypes.c_int(fd),
+        ctypes.c_longlong(offset),
+        ctypes.c_longlong(length),
+        ctypes.c_uint(_SYNC_FILE_RANGE_WRITE),
+    )

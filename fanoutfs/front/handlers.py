@@ -20,7 +20,7 @@ from fanoutfs.front.forwarding import Forwarding
 from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel
 from fanoutfs.front.relay import Answer, Relay, Relayed, with_unique
-from fanoutfs.front.staged import current_attr, first_absent, flags_of, life_of, mode_of
+from fanoutfs.front.staged import current_attr, first_absent, flags_of, lacks_attributes, life_of, mode_of
 from fanoutfs.index.format import DT_REG, FLAG_HELD, FLAG_LISTED, FLAG_SMALL, FLAG_STAGED, FLAG_WHOLE, INODE_TAIL
 from fanoutfs.index.names import NAME_MAX_BYTES
 from fanoutfs.index.reader import IndexReader, Transaction
@@ -44,6 +44,7 @@ from fanoutfs.wire.messages import ATTR_OUT_FOREVER, encode_request
 from fanoutfs.wire.relay import DONE, Outcome, Verb
 
 _DT_DIR: Final = stat.S_IFDIR >> 12
+_DT_UNKNOWN: Final = 0  # <dirent.h>
 _DOT_OFFSET: Final = 1
 _DOTDOT_OFFSET: Final = 2
 _MAX_TRIES: Final = 3
@@ -75,7 +76,10 @@ class Handlers:
         row: memoryview,
         metadata_ttl_s: float,
         entry_valid_s: int,
+        needs_attributes: bool = False,
     ) -> None:
+        """needs_attributes: a file is first shown when the core has asked its object for attributes."""
+        self._needs_attributes = needs_attributes
         self._kernel = kernel
         self._relay = relay
         self._index = index
@@ -87,6 +91,7 @@ class Handlers:
         self._next_tidy_s = 0.0
         self._hints = hints
         self._shared = shared
+        self._positions = shared.positions
         self._row = row
         self._ttl_ns = metadata_ttl_s * 1e9
         self._tracks_use = metadata_ttl_s != float("inf")
@@ -158,7 +163,9 @@ class Handlers:
     def _attr(self, txn: Transaction, ino: int) -> bytes | memoryview | None:
         """Return an inode's fuse_attr as it is now, valid inside the transaction; None: the core must say."""
         value = self._index.inode_value(txn, ino)
-        return None if value is None else current_attr(self._staging, ino, value)
+        if value is None or (self._needs_attributes and lacks_attributes(value)):
+            return None
+        return current_attr(self._staging, ino, value)
 
     def statfs(self, unique: int, _nodeid: int, _body: memoryview) -> None:
         with self._index.begin() as txn:
@@ -210,13 +217,14 @@ class Handlers:
                 return
             after = b""
             if offset > _DOTDOT_OFFSET:
-                last = self._index.name_at(txn, offset)
-                if last is None:  # freed since: where the listing stood is not known any more
+                last = self._positions.find(nodeid, offset) or self._index.name_at(txn, offset)
+                if not last:  # freed since: where the listing stood is not known any more
                     self._fail(opcode, unique, errno.ESTALE)
                     return
                 after = last
             records: list[bytes] = []
             files: list[int] = []
+            stands: tuple[int, bytes] | None = None
             used = 0
             plus = opcode is Opcode.READDIRPLUS
             for position, name in ((_DOT_OFFSET, b"."), (_DOTDOT_OFFSET, b"..")):
@@ -232,9 +240,15 @@ class Handlers:
                     attr = self._attr(txn, ino)
                     # Without attributes the kernel takes the name only, and asks for the rest when it needs it.
                     records += (bytes(ENTRY_OUT_SIZE),) if attr is None else (self._entry_head(ino), bytes(attr))
+                    if attr is None:  # a link, perhaps
+                        records.append(pack_dirent(ino, cookie, _DT_UNKNOWN, name))
+                        continue
                     if dtype == DT_REG:
                         files.append(ino)
                 records.append(pack_dirent(ino, cookie, dtype, name))
+                stands = (cookie, name)
+        if stands:
+            self._positions.note(nodeid, *stands)
         self._hints.note_directory(nodeid)
         self._row[ANSWERED_BASE + opcode] += 1
         self._kernel.answer(unique, b"".join(records))

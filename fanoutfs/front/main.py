@@ -62,6 +62,7 @@ def run(task: FrontTask) -> int:
         row=row,
         metadata_ttl_s=task.config.metadata_ttl,
         entry_valid_s=task.entry_valid_s,
+        needs_attributes=task.config.object_attributes == "lookup",
     )
     worker = Worker(
         fuse_fd=task.fuse_fd,

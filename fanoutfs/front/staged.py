@@ -8,7 +8,7 @@ import stat
 
 from fanoutfs.cache.staging import StagingFiles, staged_attr
 from fanoutfs.index.changed import ChangedRecords
-from fanoutfs.index.format import FLAG_STAGED, FLAG_WHOLE
+from fanoutfs.index.format import FLAG_ATTRS, FLAG_LOCAL, FLAG_STAGED, FLAG_WHOLE
 from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS
 from fanoutfs.wire.kernel import ATTR_SIZE
 
@@ -26,6 +26,11 @@ def life_of(value: bytes | memoryview) -> int:
 def mode_of(value: bytes | memoryview) -> int:
     """Return st_mode of a raw inode record."""
     return int.from_bytes(value[60:64], "little")
+
+
+def lacks_attributes(value: bytes | memoryview) -> bool:
+    """Tell whether a raw inode record is of a file that has the mount's attributes, not its object's."""
+    return not flags_of(value) & (FLAG_ATTRS | FLAG_STAGED | FLAG_LOCAL) and stat.S_ISREG(mode_of(value))
 
 
 def without_set_id(mode: int) -> int:

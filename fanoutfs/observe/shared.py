@@ -8,6 +8,7 @@ writer, or a protocol that is stated beside it; an aligned 8-byte store is atomi
     suspects    which requests were in flight when a process crashed, and how often
     scratch     buffers through which the core hands over bytes that cannot be cached
     side        bodies of WRITEs and FALLOCATEs that wait for the core, so that any front can finish them
+    positions   where listings stand (observe.positions)
     words       `resends` (writer: keeper), `staging_full` (writer: core)
 
 Redelivery: NOTIFY_RESEND makes the kernel deliver every unanswered request again.  A copy from before must never
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fanoutfs.observe.catalog import METRICS, Count, message_names
+from fanoutfs.observe.positions import POSITIONS_BYTES, ListingPositions
 from fanoutfs.records import KIB, MIB
 from fanoutfs.wire.kernel import UNIQUE_RESEND
 
@@ -135,6 +137,7 @@ class SharedState:
         self._side_marks = self._words[at : at + SIDE_SLOTS]
         at += SIDE_SLOTS
         self.flags = self._words[at : at + _FLAG_WORDS]
+        self.positions = ListingPositions(memoryview(mmap.mmap(-1, POSITIONS_BYTES)))
         # Not counted against the system's memory before it is used, which few mounts ever do to the full.
         self._side_map = mmap.mmap(-1, SIDE_SLOTS * SIDE_BYTES, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
         self._side_bytes = memoryview(self._side_map)

@@ -43,6 +43,7 @@ FAULT_KINDS: Final = (
     "status",  # answer `status` with error code `code` and perhaps `retry_after`; upstream is not asked
     "reset",  # RST after `after` body bytes; 0: before the answer
     "stall",  # silence after `after` body bytes (0: before the answer), until the client hangs up
+    "lost",  # the request is passed on and done; RST instead of its answer
     "short",  # an orderly end after `after` body bytes, fewer than Content-Length says
     "short_length",  # the body and its Content-Length cut to `after` bytes, the rest of the head unchanged
     "header",  # replace the header `name` by `value` ("": remove it)
@@ -270,6 +271,9 @@ class _Connection:
                 self._stall()
             return self._send_status(options, method, record)
         answer_head = self._ask(head, headers)
+        if kind == "lost":
+            _reset(self._client.sock)
+            raise _HangUpError
         self._wait(started, float(options.get("ms", 0)) / 1000 if kind == "delay" else 0.0)
         return self._relay(answer_head, method, kind, options, after, record, headers)
 

@@ -10,7 +10,8 @@ from obstore.store import MemoryStore
 from fanoutfs.backend.faulty import PASS, FaultyBackend, corrupt, short
 from fanoutfs.backend.measure import MeasuringBackend
 from fanoutfs.backend.store import StoreBackend
-from fanoutfs.errors import ObjectMissingError, TransientError, VersionGoneError
+from fanoutfs.backend.writing import Expect, Properties
+from fanoutfs.errors import ObjectMissingError, PreconditionFailedError, TransientError, VersionGoneError
 from fanoutfs.records import Version
 
 
@@ -52,6 +53,23 @@ def test_measure_counts_every_kind_with_its_time() -> None:
     assert counted == {
         "backend_heads": 2, "backend_head_ns": 10, "backend_gets": 3, "backend_get_ns": 15,
         "backend_lists": 1, "backend_list_ns": 5, "backend_bytes": 4, "backend_missing": 2, "backend_errors": 1,
+    }  # fmt: skip
+
+
+def test_measure_counts_changes_and_what_they_sent() -> None:
+    counted: Counter[str] = Counter()
+    backend = MeasuringBackend(_store(a=b"0123456789"), lambda name, value: counted.update({name: value}), HandClock())
+    version = backend.put("b", b"12345", Expect.NOTHING, Properties())
+    with pytest.raises(PreconditionFailedError):
+        backend.put("b", b"123", Expect.NOTHING, Properties())
+    backend.copy(backend.head("a"), "c", Expect.ANYTHING, None)
+    backend.delete("b", version)
+    backend.details("c")
+    backend.abilities()
+    assert counted == {
+        "backend_puts": 2, "backend_put_ns": 10, "backend_sent_bytes": 5, "backend_conflicts": 1,
+        "backend_copies": 1, "backend_copy_ns": 5, "backend_deletes": 1, "backend_delete_ns": 5,
+        "backend_heads": 2, "backend_head_ns": 10,
     }  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.durable import Durable
 from fanoutfs.core.numbers import Numbers
 from fanoutfs.core.outbound import Outbound, make_outbound
-from fanoutfs.core.settling import Settling
 from fanoutfs.core.staging import Staging
 from fanoutfs.errors import RefusedError
 from fanoutfs.index.attributes import SetAttributes
@@ -254,7 +253,6 @@ async def sending(rig: Rig, path: Path, **options: Any) -> AsyncIterator[Sender]
         staging=staging,
         grace=rig.grace,
         listings=rig.listings,
-        settling=Settling(),
         jobs=rig.jobs,
         locate=lambda name: rig.inode(name.decode()).ino,
         ownership=OWNER,

@@ -169,3 +169,27 @@ def test_readlink_of_a_link_known_from_the_store_only_is_the_cores(rig: Rig) -> 
     rig.put(record(0, mode=stat.S_IFLNK | 0o777))
     rig.send(Opcode.READLINK, INO)
     assert rig.relayed()[0] == Opcode.READLINK
+
+
+def test_listing_goes_on_where_it_stood_though_the_entry_is_gone_and_freed(rig: Rig) -> None:
+    root = Inode(ROOT_INO, make_attr(ROOT_INO, stat.S_IFDIR | 0o755, 0, 0, 0, 0), 1, FLAG_LISTED, "", "", "")
+    names = [b"%02d" % number for number in range(40)]
+    with write_transaction(rig.environment) as txn:
+        txn.put_inode(root)
+        for number, name in enumerate(names):
+            inode = Inode(200 + number, make_attr(200 + number, stat.S_IFREG, 0, 0, 0, 0), 0, 0, "", "", "")
+            txn.put_inode(inode)
+            txn.put_entry(ROOT_INO, name, inode)
+    first = rig.ask(Opcode.READDIR, ROOT_INO, READ_IN.pack(0, 2, 32 * 20, 0, 0, 0, 0))
+    seen = [name for name in names if name in first]
+    last = names.index(seen[-1])
+    assert 0 < last < 39
+    with write_transaction(rig.environment) as txn:
+        for number in range(last + 1):
+            txn.delete_entry(ROOT_INO, names[number])
+            txn.delete_inode(200 + number)
+    unique = rig.send(Opcode.READDIR, ROOT_INO, READ_IN.pack(0, 200 + last, 4096, 0, 0, 0, 0), front=1)
+    answer = rig.answer()
+    assert answer is not None
+    assert answer[:2] == (unique, 0)
+    assert [name for name in names if name in answer[2]] == names[last + 1 :]
