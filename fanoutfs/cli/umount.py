@@ -12,6 +12,7 @@ import click
 
 from fanoutfs.cli.client import call, peer_pid
 from fanoutfs.config.schema import control_socket
+from fanoutfs.config.units import show_size
 from fanoutfs.errors import DaemonDiedError, FanoutError, MountBusyError, NotMountedError
 from fanoutfs.keeper.holders import find_servers
 from fanoutfs.keeper.mountinfo import FSTYPE, MountInfo, find_mount
@@ -24,8 +25,12 @@ END_TIMEOUT_S: Final = 30.0
 @click.option(
     "-l", "-z", "--lazy", is_flag=True, help="detach now; who has files open may finish, the daemon ends after the last"
 )
-def umount(mountpoint: str, lazy: bool) -> None:
-    """Unmount the fanoutfs mount at MOUNTPOINT and wait until its daemon has ended."""
+@click.option("--drain", is_flag=True, help="first wait until the object store has everything")
+def umount(mountpoint: str, lazy: bool, drain: bool) -> None:
+    """Unmount the fanoutfs mount at MOUNTPOINT and wait until its daemon has ended.
+
+    What is not uploaded yet stays in the cache directory, is named on stderr, and is uploaded by the next mount.
+    """
     from fanoutfs.keeper import mount as attach  # noqa: PLC0415  ctypes and subprocess, not needed for --help
 
     path = attach.resolve(Path(mountpoint))
@@ -36,6 +41,11 @@ def umount(mountpoint: str, lazy: bool) -> None:
         raise NotMountedError(f"{path} is no fanoutfs mount but {info.fstype} from {info.source}")
     with contextlib.suppress(OSError):
         os.chdir("/")  # `fanoutfs umount .` must not be its own hindrance
+    if drain:
+        from fanoutfs.cli.drain import drain_mount  # noqa: PLC0415  the progress bar, not needed otherwise
+
+        drain_mount(path)
+    left = _left_to_upload(path)
     with contextlib.ExitStack() as stack:
         processes = _daemon_processes(path, info, stack)
         try:
@@ -47,6 +57,21 @@ def umount(mountpoint: str, lazy: bool) -> None:
             return  # the daemon serves whoever still has something open, for as long as that takes
         _wait_for_end(processes, path)
     _remove_dead_socket(control_socket(path))
+    if left:
+        click.echo(f"fanoutfs: {left}; it is safe in the cache directory, the next mount goes on", err=True)
+
+
+def _left_to_upload(mountpoint: Path) -> str:
+    """Return what the store does not have yet, "" for nothing, as the daemon says while it can be asked."""
+    try:
+        changes = call(mountpoint, "status")["changes"]
+        dirty, departed = int(changes.get("dirty", 0)), int(changes.get("departed", 0))
+    except (FanoutError, KeyError, ValueError, TypeError, AttributeError):
+        return ""
+    parts = [f"{dirty} files or directories are not uploaded yet ({show_size(int(changes['staged_bytes']))})"]
+    if departed:
+        parts.append(f"{departed} objects are not moved or deleted yet")
+    return ", ".join(parts[not dirty :])
 
 
 def _daemon_processes(mountpoint: Path, info: MountInfo, stack: contextlib.ExitStack) -> dict[int, int]:

@@ -126,6 +126,8 @@ class Changes:
             raise
         if made.ino != ino and is_file:  # an earlier core made it for this request
             self._staging.discard_file(ino, life)
+        elif is_file:
+            self._retag(ino)
         self._settle(made.ino)
         return self._staging.shown(made)
 

@@ -120,6 +120,10 @@ class FileSystem:
                 if verb is Verb.REFILL:
                     await self._fills.discard_damaged(ino, offset, length)
                 await self._fills.ensure(ino, offset, length)
+            except StaleInodeError:
+                if not self.inode(ino).is_staged:  # else it was changed here while it was fetched
+                    raise
+                return DONE.pack(Outcome.READY, 0, 0, 0)
             except (CacheFullError, DatabaseError) as error:
                 log.debug("reading through ino=%d offset=%d: %s", ino, offset, error)
             else:

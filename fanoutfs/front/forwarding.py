@@ -13,7 +13,7 @@ from typing import Final
 
 from fanoutfs.front.kernel import KernelChannel
 from fanoutfs.front.relay import Relay
-from fanoutfs.front.staged import mode_of, without_set_id
+from fanoutfs.front.staged import mode_of, without_set_id, without_set_id_after_chown
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.catalog import ANSWERED_BASE
 from fanoutfs.wire.kernel import GETXATTR_IN, GETXATTR_OUT, IN_HEADER_SIZE, Opcode, SetattrValid
@@ -23,6 +23,7 @@ _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 # Where these fields stand in fuse_in_header and fuse_setattr_in.
 _OPCODE_AT: Final = 4
+_UID_AT: Final = 24
 _PID_AT: Final = 32
 _SETATTR_MODE_AT: Final = 68
 _SETTABLE: Final = (
@@ -80,9 +81,12 @@ class Forwarding:
             with self._index.begin() as txn:
                 value = self._index.inode_value(txn, nodeid)
                 mode = 0 if value is None else mode_of(value)
-            if without_set_id(mode) != mode:
+            is_chown = bool(valid & (SetattrValid.UID | SetattrValid.GID))
+            is_root = not _U32.unpack_from(packet, _UID_AT)[0]
+            settled = without_set_id_after_chown(mode) if is_chown and is_root else without_set_id(mode)
+            if settled != mode:
                 valid |= SetattrValid.MODE
-                _U32.pack_into(patched, IN_HEADER_SIZE + _SETATTR_MODE_AT, without_set_id(mode))
+                _U32.pack_into(patched, IN_HEADER_SIZE + _SETATTR_MODE_AT, settled)
         if not valid & _SETTABLE:
             self._getattr(unique, nodeid, packet[IN_HEADER_SIZE:])
             return

@@ -36,12 +36,15 @@ def lacks_attributes(value: bytes | memoryview) -> bool:
 def without_set_id(mode: int) -> int:
     """Return a mode as it is after a change by somebody who may not keep set-ID bits (inode(7), chown(2)).
 
-    Set-group-ID without group execution once meant mandatory locking, and stays.  Directories keep theirs.
+    The kernel lets members of the file's group keep set-group-ID without group execution (setattr_should_drop_sgid,
+    since 6.2); who they are no request says.  Directories keep theirs.
     """
-    if not stat.S_ISREG(mode):
-        return mode
-    mode &= ~stat.S_ISUID
-    return mode & ~stat.S_ISGID if mode & stat.S_IXGRP else mode
+    return mode & ~(stat.S_ISUID | stat.S_ISGID) if stat.S_ISREG(mode) else mode
+
+
+def without_set_id_after_chown(mode: int) -> int:
+    """Return a mode as it is after root has given a file to somebody: what is not executable keeps set-group-ID."""
+    return without_set_id(mode) | (0 if mode & stat.S_IXGRP else mode & stat.S_ISGID)
 
 
 def current_attr(files: StagingFiles, ino: int, value: bytes | memoryview) -> bytes | memoryview | None:

@@ -66,7 +66,7 @@ def test_attributes_follow_when_the_object_is_replaced(filled: Bucket) -> None:
     with kernel.mounted_bucket(filled, *ASKING) as mount:
         assert stat.S_ISLNK(os.lstat(mount.path / "d/link").st_mode)
         put(filled, "d/link", b"no link any more", mode=str(0o100600))
-        mount.call("invalidate", path="d")
+        mount.invalidate("d")
         shown = os.lstat(mount.path / "d/link")
         assert stat.S_ISREG(shown.st_mode)
         assert stat.S_IMODE(shown.st_mode) == 0o600

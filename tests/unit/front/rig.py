@@ -96,12 +96,14 @@ class Rig:
 
     # --- the kernel's side -------------------------------------------------------------------------------------
 
-    def send(self, opcode: Opcode, nodeid: int, body: bytes = b"", *, unique: int = 0, front: int = 0) -> int:
+    def send(
+        self, opcode: Opcode, nodeid: int, body: bytes = b"", *, unique: int = 0, uid: int = UID, front: int = 0
+    ) -> int:
         """Send a request, let a front serve it, and return its unique."""
         if not unique:
             self._unique += 2
             unique = self._unique
-        head = IN_HEADER.pack(IN_HEADER_SIZE + len(body), opcode, unique, nodeid, UID, GID, PID, 0, 0)
+        head = IN_HEADER.pack(IN_HEADER_SIZE + len(body), opcode, unique, nodeid, uid, GID, PID, 0, 0)
         self.kernel.send(head + body)
         self.turn(front)
         return unique

@@ -107,9 +107,13 @@ def test_set_id_bits_go(rig: Rig, valid: int) -> None:
     assert not seen & (SetattrValid.KILL_SUIDGID | SetattrValid.FH)
 
 
-def test_set_group_id_without_group_execution_stays(rig: Rig) -> None:
+@pytest.mark.parametrize(("uid", "expected"), [(0, 0o2745), (1000, 0o745)], ids=["root", "owner"])
+def test_set_group_id_without_group_execution_stays_when_root_changes_the_owner(
+    rig: Rig, uid: int, expected: int
+) -> None:
     put(rig, stat.S_IFREG | 0o6745)
-    assert settled(rig, SetattrValid.UID)[1] == stat.S_IFREG | 0o2745
+    rig.send(Opcode.SETATTR, INO, setattr_body(SetattrValid.UID), uid=uid)
+    assert SETATTR_IN.unpack_from(rig.relayed()[2], IN_HEADER_SIZE)[MODE] == stat.S_IFREG | expected
 
 
 def test_set_id_bits_of_a_directory_stay(rig: Rig) -> None:
