@@ -118,10 +118,13 @@ class StagingFiles:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name(ino, life), dir_fd=self._root)
 
-    def tag(self, ino: int, life: int, key: str) -> None:
-        """Say in the file itself which object its content shall be."""
+    def tag(self, ino: int, life: int, key: str | None) -> None:
+        """Say in the file itself which object its content shall be; None: none any more."""
         with contextlib.suppress(OSError):  # a file system without extended attributes: only a lost index needs it
-            os.setxattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
+            if key is None:
+                os.removexattr(self.descriptor(ino, life), KEY_XATTR)
+            else:
+                os.setxattr(self.descriptor(ino, life), KEY_XATTR, key.encode("utf-8", "surrogateescape"))
 
     def tag_base(self, ino: int, life: int, base: Version, base_size: int) -> None:
         """Say in a file which object it was before; that fills what it lacks below base_size.

@@ -120,7 +120,7 @@ class Changes:
         make = MakeNode(parent, name, ino, mode, uid, gid, request, rdev=rdev, target=target, life=life)
         try:
             made = await self._writer.run(make.apply)
-        except BaseException:
+        except Exception:  # (cancelled it may have been committed: a start will tell)
             if is_file:
                 self._staging.discard_file(ino, life)
             raise
@@ -151,6 +151,7 @@ class Changes:
             await self._make_known(parent, name)
             ino = await self._writer.run(Unlink(parent, name, self._request(token, Opcode.UNLINK)).apply)
             self._touch(ino)
+            self._retag(ino)
             self._settle(ino)
 
         await self._once(token, carry_out)
@@ -184,6 +185,7 @@ class Changes:
             self._settle(ino)
             if target is not None:
                 self._touch(target.ino)
+                self._retag(target.ino)
                 self._settle(target.ino)
 
         await self._once(token, carry_out)
@@ -325,10 +327,11 @@ class Changes:
             self._staging.touch(inode)
 
     def _retag(self, ino: int) -> None:
+        """Let a staging file say where its content belongs by now; nowhere: nobody shall bring it back."""
         with self._reader.begin() as txn:
             inode = self._reader.inode(txn, ino)
             key = Places.of_reader(self._reader, txn, self._root_prefix).key(ino)
-        if inode is not None and key is not None:
+        if inode is not None:
             self._staging.tag(inode, key)
 
     def _settle(self, ino: int) -> None:

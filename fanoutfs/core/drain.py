@@ -49,30 +49,31 @@ class Drains:
         key = self._key(path) if path.strip(b"/.") else self._root_prefix
         inos = self._dirty_below(key)
 
-        async def work(job: Job) -> None:
-            await self._drain(job, key, set(inos))
-
-        self._uploads.hurry(inos)
+        attempts = self._uploads.retry(inos)
         self._moves.hurry()
+
+        async def work(job: Job) -> None:
+            await self._drain(job, key, attempts)
+
         return {"job": self._jobs.start("drain", key, work).id, "files": len(inos)}
 
-    async def _drain(self, job: Job, key: str, left: set[int]) -> None:
-        total = len(left)
+    async def _drain(self, job: Job, key: str, attempts: Mapping[int, int]) -> None:
+        """Wait for these inodes.  attempts: how often each was tried before."""
+        total, left = len(attempts), set(attempts)
         while True:
-            waiting = set(self._uploads.waiting())
-            left &= waiting
+            left.intersection_update(self._uploads.waiting())
             self._uploads.hurry(left)
             self._moves.hurry()
             departed = self._moves.is_busy(key)
             job.progress.update(files=total, done=total - len(left), moving=departed)
             if not left and not departed:
                 return
-            self._raise_refusal(left)
+            self._raise_refusal({ino: attempts[ino] for ino in left})
             await trio.sleep(_LOOK_S)
 
-    def _raise_refusal(self, left: set[int]) -> None:
+    def _raise_refusal(self, left: Mapping[int, int]) -> None:
         """Raise what the store said when it has refused everything that is left."""
-        errors = [self._uploads.error_of(ino) for ino in left]
+        errors = [self._uploads.error_of(ino, attempts) for ino, attempts in left.items()]
         refusals = [
             error for error in errors if error is not None and not isinstance(error, TransientError | DeadlineError)
         ]

@@ -7,8 +7,9 @@ A directory that moved from prefix P (its objects' keys) to T (its place), in st
   1. commit: T belongs to it as well, so that a further rename finds what is already there
   2. complete the knowledge of what is below P: each directory that was never listed is listed
   3. each file whose object is below P: copy to its place, commit its new key and that the old object has departed
-  4. each directory: its marker, if it has one, is put anew and the old one deleted; commit its new prefix
-  5. the old objects are deleted (as every departed object); then commit: nothing is below P any more
+  4. the old objects are deleted (as every departed object)
+  5. each directory: its marker, if it has one, is put anew and the old one deleted; commit its new prefix
+  6. commit: nothing is below P any more
 Until then listings do not see P, and the directory's names are those known here.  No object is deleted before the
 record of its file names another.  If T still belongs to another directory, that one moves first; if that waits for this
 one in turn, the objects go to a prefix aside first.
@@ -44,6 +45,8 @@ _PERIOD_S: Final = 1.0
 _BATCH: Final = 512
 _BACKOFF_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 30.0
+_PATIENCE: Final = 3
+"""Looks at an obstacle before it is moved aside."""
 _MAX_DELAY_S: Final = 2.0
 """A deletion waits as long as an upload would, but no longer than this, for a file that takes the key over."""
 
@@ -99,6 +102,7 @@ class Moves:
         self._delay_s = min(delay_s, _MAX_DELAY_S)
         self._tag = tag
         self._row = row
+        uploads.on_blocked = self.note_departed
         self._wake = trio.Event()
         self._delays: dict[str, _Delay] = {}
         self._blocked_by: dict[int, int] = {}
@@ -328,7 +332,7 @@ class Moves:
         if inode is None:
             return False
         # Aside: every object that is below its old prefixes, and the prefix that the directory goes by.
-        aside = f"{move.target.rstrip('/')}.fanoutfs-{self._tag}-{move.ino:x}/"
+        aside = f"{self._root_prefix}.fanoutfs-{self._tag}-{move.ino:x}/"
         log.info("two directories changed places, objects go aside first prefix=%s", aside)
         aside_move = _Move(move.ino, move.old, aside, is_aside=True)
         await self._writer.run(BeginMove(move.ino, aside).apply)
@@ -387,26 +391,49 @@ class Moves:
         try:
             if move.is_aside:
                 await self._publisher.park(inode.ino, key)
-            elif dirty is not None and not dirty.what & Dirty.NEVER:
+                return
+            if dirty is not None and not dirty.what & Dirty.NEVER:
                 self._uploads.take_up(inode.ino)
                 self._uploads.hurry((inode.ino,))
                 move.left += 1
-            elif not await self._publisher.relocate(inode.ino, key):
-                move.left += 1
+                return
+            obstacle = await self._publisher.relocate(inode.ino, key)
+            if obstacle is None:
+                self._check_moved(move, inode.ino)
+                return
+            move.left += 1
+            self._uploads.take_up(obstacle.ino)
+            if self._tries(move) >= _PATIENCE or obstacle.ino == inode.ino:
+                await self._publisher.clear(obstacle)
         except StaleInodeError:
             move.left += 1  # removed meanwhile
         except (FanoutError, OSError) as error:
             move.left += 1
             move.error = error if isinstance(error, FanoutError) else FanoutError(str(error))
 
+    def _check_moved(self, move: _Move, ino: int) -> None:
+        """Leave a file that met a foreign object, and has another name now, to the queue."""
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, ino)
+        if inode is not None and _is_below(inode.key, move.old):
+            move.left += 1
+        self._uploads.take_up(ino)
+
+    def _tries(self, move: _Move) -> int:
+        """Return how often this move did not come to its end."""
+        return max((delay.failures for key in move.old if (delay := self._delays.get(key)) is not None), default=0)
+
     async def _finish(self, move: _Move) -> bool:
         """Note that nothing is below the old prefixes, once it is so."""
-        await self._move_markers(move)
+        own = {*move.old, move.target}
         with self._reader.begin() as txn:
             records = self._reader.changed(txn)
-            own = {*move.old, move.target}
-            if any(records.is_departed_below(prefix, own) for prefix in move.old):
-                return False
+            places = Places.of_reader(self._reader, txn, self._root_prefix)
+            for prefix in move.old:
+                for key, departed in records.all_departed(prefix):
+                    if key not in own and not places.is_target(key, departed):
+                        return False
+        await self._move_markers(move)
         for prefix in own:
             self._settle(prefix)
         is_done = await self._writer.run(FinishMove(move.ino, move.target, self._root_prefix).apply)
@@ -421,6 +448,9 @@ class Moves:
         for ino, old, new in move.directories:
             if has_markers and old:
                 await self._in_thread(partial(self._move_marker, old, new))
+                for prefix in move.old:  # where it was on its way for a while
+                    if not old.startswith(prefix):
+                        await self._in_thread(partial(self._backend.delete, prefix + new.removeprefix(move.target)))
             if ino != move.ino:
                 await self._writer.run(MoveDirectory(ino, new).apply)
 

@@ -39,7 +39,8 @@ from fanoutfs.observe.shared import bump
 from fanoutfs.records import GIB, ObjectInfo, Version
 
 if TYPE_CHECKING:
-    from fanoutfs.core.publishing import Facts, StagedContent
+    from fanoutfs.core.facts import Facts
+    from fanoutfs.core.publishing import StagedContent
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.conflicts import Conflicts
 from fanoutfs.core.control import Command
 from fanoutfs.core.drain import Drains
+from fanoutfs.core.facts import FactsReader
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
@@ -36,7 +37,7 @@ from fanoutfs.index.writer import GroupWriter
 
 log = logging.getLogger(__name__)
 
-_ABORT_RETRY_S: Final = 60.0
+_RETRY_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,12 @@ class Outbound:
 
     def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return the background tasks by name."""
-        return {"uploads": self.uploads.run, "moves": self.moves.run, "stale uploads": self._abort_stale}
+        return {
+            "uploads": self.uploads.run,
+            "moves": self.moves.run,
+            "stale uploads": self._abort_stale,
+            "intents": self._resolve_intents,
+        }
 
     def commands(self) -> dict[str, Command]:
         """Return the control commands."""
@@ -76,7 +82,16 @@ class Outbound:
                 return
             except FanoutError as error:
                 log.info("uploads of an earlier run are not aborted yet: %s", error)
-            await trio.sleep(_ABORT_RETRY_S)
+            await trio.sleep(_RETRY_S)
+
+    async def _resolve_intents(self) -> None:
+        """Find out, now and then, what came of requests whose answers nobody heard."""
+        while True:
+            try:
+                await self.publisher.resolve_intents(self.uploads.is_queued)
+            except FanoutError as error:
+                log.info("unanswered requests are not looked into yet: %s", error)
+            await trio.sleep(_RETRY_S)
 
 
 def make_outbound(
@@ -120,6 +135,7 @@ def make_outbound(
         root_prefix=root_prefix,
         tag=tag,
         publish=tell_kernel,
+        intended_key=partial(_intended_key, FactsReader(reader, root_prefix)),
         row=row,
     )
     publisher = Publisher(
@@ -165,3 +181,8 @@ def make_outbound(
     )
     drains = Drains(jobs=jobs, uploads=uploads, moves=moves, reader=reader, root_prefix=root_prefix, locate=locate)
     return Outbound(publisher, uploads, moves, drains, multipart)
+
+
+def _intended_key(facts: FactsReader, ino: int) -> str:
+    intent = facts.intent(ino)
+    return "" if intent is None else intent[0]

@@ -23,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -33,9 +33,10 @@ from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.conflicts import Conflicts, Finding
 from fanoutfs.core.content import TICK_NS, Stamp, checksums_of, copy_file, read_all
+from fanoutfs.core.facts import Facts, FactsReader
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.multipart import MultipartUploads
-from fanoutfs.core.properties import make_token, properties_of, with_token
+from fanoutfs.core.properties import is_ours, make_token, properties_of, with_token
 from fanoutfs.errors import (
     BackendError,
     FanoutError,
@@ -44,17 +45,20 @@ from fanoutfs.errors import (
     StaleInodeError,
     VersionGoneError,
 )
-from fanoutfs.index.format import Dirty, DirtyRecord, Inode
-from fanoutfs.index.places import Places
+from fanoutfs.index.format import Dirty, DirtyRecord
+from fanoutfs.index.places import Obstacle, Places
 from fanoutfs.index.publishing import (
     NOTHING,
     SETTLED,
     DropDirty,
     MakePublished,
+    NoteIntent,
     NoteState,
     Park,
     PublishDirectory,
     PublishLink,
+    ReleaseObject,
+    ResolveIntent,
 )
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction
@@ -108,32 +112,6 @@ class StagedContent(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What one snapshot of the index says about a dirty inode (or a further name of one, by its cookie).
-
-    holder: the inode whose object is at the key still.  links: key of the object that a further name is copied from.
-    """
-
-    ino: int
-    inode: Inode
-    dirty: DirtyRecord
-    key: str
-    condition: Condition
-    holder: int | None
-    moved_prefix: str
-    target: bytes | None
-    xattrs: Mapping[bytes, bytes]
-    base_size: int
-    local: dict[int, int] | None
-    is_link: bool
-
-    @property
-    def source(self) -> ObjectInfo | None:
-        """Return the object that has, or had, the content; None: there is none."""
-        return ObjectInfo(self.inode.key, self.inode.version) if self.inode.key and self.inode.etag else None
-
-
-@dataclass(frozen=True, slots=True)
 class Frozen:
     """A state of a staged file.  content: in memory; None: read it from the descriptor."""
 
@@ -165,11 +143,14 @@ class Publisher:
         tag: str,
         row: memoryview,
     ) -> None:
-        """settle: has listings under way leave a name alone.  is_excluded: tells of a path whether its content is not to be
-        uploaded.  tag: of the volume.
+        """Take the parts.
+
+        settle: has listings under way leave a name alone.  is_excluded: tells of a path whether its content is not to
+        be uploaded.  tag: of the volume.
         """
         self._backend = backend
         self._root_prefix = root_prefix
+        self.facts = FactsReader(reader, root_prefix)
         self._reader = reader
         self._writer = writer
         self._files = files
@@ -197,52 +178,6 @@ class Publisher:
 
     # --- what there is to do -----------------------------------------------------------------------------------
 
-    def look(self, ino: int) -> Facts | None:
-        """Return what is to be published of an inode; None: nothing."""
-        with self._reader.begin() as txn:
-            places = Places.of_reader(self._reader, txn, self._root_prefix)
-            dirty = places.records.dirty(ino)
-            if dirty is None:
-                return None
-            return self._facts(txn, places, ino, dirty)
-
-    def _facts(self, txn: Any, places: Places, ino: int, dirty: DirtyRecord) -> Facts | None:
-        records = places.records
-        inode = places.inode(ino)
-        is_link = inode is None
-        if inode is None:  # the cookie of a further hard link
-            place = records.name(ino)
-            leads_to = None if place is None else places.child(*place)
-            inode = None if leads_to is None else places.inode(leads_to)
-        key = places.key(ino)
-        if inode is None or key is None or inode.is_dir != key.endswith("/"):
-            return None
-        departed = records.departed(key)
-        condition: Condition = Expect.NOTHING
-        if departed is not None and departed.version.etag:
-            condition = departed.version
-        elif inode.key == key and inode.etag and not is_link:
-            condition = inode.version
-        moved = places.moved_prefix(key)
-        is_overlay = inode.is_staged and not inode.is_whole
-        holder = places.holder(key)
-        if holder is not None and self._reader.is_orphan(txn, holder):
-            holder = None  # who still has it open reads what is cached
-        return Facts(
-            ino=ino,
-            inode=inode,
-            dirty=dirty,
-            key=key,
-            condition=condition,
-            holder=None if holder == inode.ino else holder,
-            moved_prefix="" if moved is None or places.key(moved[1]) == moved[0] else moved[0],
-            target=records.target(inode.ino),
-            xattrs=records.xattrs(inode.ino),
-            base_size=(records.base_size(inode.ino) or 0) if is_overlay else 0,
-            local=records.local_parts(inode.ino) if is_overlay else None,
-            is_link=is_link,
-        )
-
     async def publish(self, ino: int, *, is_overdue: bool, is_urgent: bool) -> Outcome:
         """Publish what is dirty of an inode.  Checkpoint.
 
@@ -251,13 +186,15 @@ class Publisher:
         """
         async with self.lock(ino):
             await trio.lowlevel.checkpoint()
-            facts = self.look(ino)
+            facts = self.facts.look(ino)
             if facts is None:
+                await self._resolve_intent(ino)
                 return await self._drop(ino)
             if self._is_never(facts):
                 await self._writer.run(NoteState(ino, add=Dirty.NEVER).apply)
                 return Outcome.NEVER
-            if self.is_blocked(facts):
+            await self._resolve_intent(ino, but=facts.key)  # what it left elsewhere may be in somebody's way
+            if facts.obstacle is not None:
                 return Outcome.BLOCKED
             if facts.is_link:
                 return await self._publish_link(facts)
@@ -267,15 +204,32 @@ class Publisher:
                 return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
             return await self._publish_unstaged(facts)
 
-    def further_names(self, ino: int) -> list[int]:
-        """Return the cookies of an inode's further hard links."""
-        with self._reader.begin() as txn:
-            return list(self._reader.changed(txn).links(ino))
+    async def resolve_intents(self, is_queued: Callable[[int], bool]) -> None:
+        """Find out what came of requests whose answers nobody heard, for inodes that are not queued.  Checkpoint."""
+        for ino in self.facts.intents():
+            if not is_queued(ino):
+                async with self.lock(ino):
+                    await self._resolve_intent(ino)
 
-    @staticmethod
-    def is_blocked(facts: Facts) -> bool:
-        """Tell whether the key is still taken by what has to move away from it."""
-        return facts.holder is not None or bool(facts.moved_prefix)
+    async def _resolve_intent(self, ino: int, but: str = "") -> None:
+        """Find out whether an object of an inode is under the key of an earlier attempt.  but: the key of the next."""
+        intent = self.facts.intent(ino)
+        if intent is None or intent[0] == but:
+            return
+        key, etag = intent
+        version: Version | None = None
+        try:
+            found = await self._in_thread(partial(self._backend.details, key))
+            if is_ours(found.properties, self._tag, ino) or (etag and found.info.version.etag == etag):
+                version = found.info.version
+        except ObjectMissingError:
+            version = None
+        await self._writer.run(ResolveIntent(ino, key, version).apply)
+
+    async def _intend(self, ino: int, key: str, etag: str = "") -> None:
+        """Remember that an object is about to be put under a key.  etag: see NoteIntent."""
+        await self._resolve_intent(ino, but=key)
+        await self._writer.run(NoteIntent(ino, key, etag).apply)
 
     async def _drop(self, ino: int) -> Outcome:
         """Forget that an inode is dirty if no name leads to it any more."""
@@ -397,7 +351,7 @@ class Publisher:
         ino, is_same = facts.inode.ino, False
         with trio.CancelScope(shield=True):  # the object is there: what follows is quick and local
             if await self._staging.seal(ino) is not None:
-                now = self.look(facts.ino)
+                now = self.facts.look(facts.ino)
                 with contextlib.suppress(OSError):
                     is_same = Stamp.of(self._files.stat(ino, facts.inode.life)) == stamp
                 if now is None or now.key != facts.key:
@@ -508,6 +462,7 @@ class Publisher:
             properties = properties_of(facts.inode, facts.inode.version.mtime_ns, facts.xattrs, token)
             # A marker says nothing that somebody else's marker could contradict, but for attributes: the last wins.
             put = partial(self._backend.put, facts.key, b"", Expect.ANYTHING, properties)
+            await self._intend(facts.ino, facts.key)
             await self._in_thread(put)
         done = PublishDirectory(facts.ino, facts.key, facts.dirty, self._root_prefix, is_marked)
         return await self._commit(facts.ino, done.apply)
@@ -518,29 +473,37 @@ class Publisher:
 
     # --- moves of objects, asked for by `moves` and by the queue -------------------------------------------------
 
-    async def relocate(self, ino: int, key: str) -> bool:
+    async def relocate(self, ino: int, key: str) -> Obstacle | None:
         """Move the object of an inode below a directory that moves, and nothing else.  Checkpoint.
 
-        Returns False when the key is not free yet.  Raises FanoutError.
+        Returns what is in the way.  Raises FanoutError.
         """
         async with self.lock(ino):
             with self._reader.begin() as txn:
                 places = Places.of_reader(self._reader, txn, self._root_prefix)
-                inode = places.inode(ino)
-                now = DirtyRecord(0, 0, NOTHING)
-                facts = self._facts(txn, places, ino, places.records.dirty(ino) or now)
-                is_dirty = places.records.dirty(ino) is not None
+                inode, dirty = places.inode(ino), places.records.dirty(ino)
+                facts = self.facts.facts(places, ino, dirty or DirtyRecord(0, 0, NOTHING))
             if inode is None or facts is None or facts.key != key or facts.source is None or inode.key == key:
-                return True
-            if self.is_blocked(facts):
-                return False
-            if not is_dirty:
+                return None
+            if facts.obstacle is not None:
+                return facts.obstacle
+            if dirty is None:
                 await self._publish_copy(facts, None)
-                return True
+                return None
             with contextlib.suppress(_Displaced):
                 version = await self._put_copy(facts, facts.source, None)
                 await self._published(facts, version, NOTHING)
-            return True
+            return None
+
+    async def clear(self, obstacle: Obstacle) -> None:
+        """Free the key that something holds which does not go by itself.  Checkpoint."""
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, obstacle.ino)
+            is_orphan = self._reader.is_orphan(txn, obstacle.ino)
+        if is_orphan:
+            await self._writer.run(ReleaseObject(obstacle.ino, obstacle.key).apply)
+        elif inode is not None and not inode.is_dir and inode.key == obstacle.key:
+            await self.park(obstacle.ino)
 
     async def park(self, ino: int, aside: str = "") -> None:
         """Copy an inode's object aside, so that another may have its key: two files changed places.  Checkpoint."""
@@ -550,7 +513,9 @@ class Publisher:
             if inode is None or not inode.etag:
                 return
             source = ObjectInfo(inode.key, inode.version)
-            aside = aside or f"{inode.key}.fanoutfs-{self._tag}-{ino:x}"
+            # At the root: wherever it is in the way of something, it must not be so again.
+            aside = aside or f"{self._root_prefix}.fanoutfs-{self._tag}-{ino:x}"
+            await self._intend(ino, aside, inode.etag)
             version = await self._in_thread(partial(self._backend.copy, source, aside, Expect.ANYTHING, None))
             await self._writer.run(Park(ino, aside, version).apply)
 
@@ -568,6 +533,7 @@ class Publisher:
         Raises _Displaced when it is somebody else's: the inode has another name now.
         """
         condition = facts.condition
+        await self._intend(facts.ino, facts.key, "" if facts.inode.is_staged else facts.inode.etag)
         for _try in range(_FINDINGS):
             try:
                 return await change(condition)

@@ -161,8 +161,8 @@ class Staging:
             else:
                 os.fchmod(fd, 0o600)
 
-    def tag(self, inode: Inode, key: str) -> None:
-        """Write down in the staging file which object it shall be.  No checkpoint."""
+    def tag(self, inode: Inode, key: str | None) -> None:
+        """Write down in the staging file which object it shall be; None: it is removed.  No checkpoint."""
         if inode.is_staged:
             with contextlib.suppress(OSError):
                 self._staging.tag(inode.ino, inode.life, key)
@@ -284,10 +284,15 @@ class Staging:
             inode = self._find(ino)
             if inode is None or not inode.is_staged or not inode.is_sealed:
                 return False
+            is_clean = False
             try:
-                return await self._make_clean(inode, key, version, dict(checksums or {}))
+                is_clean = await self._make_clean(inode, key, version, dict(checksums or {}))
             finally:
+                if not is_clean:
+                    with trio.CancelScope(shield=True):
+                        await self._writer.run(Seal(ino, inode.life, sealed=False).apply)
                 self._wake(ino)
+            return is_clean
 
     async def _make_clean(self, inode: Inode, key: str, version: Version, checksums: dict[int, int]) -> bool:
         ino, life = inode.ino, inode.life
@@ -413,7 +418,7 @@ class Staging:
                 self._staging.tag_base(inode.ino, life, inode.version, 0 if is_whole else inode.size_bytes)
             request = Request(self._clock.wall_ns(), 0, 0, self._root_prefix)
             staged = await self._writer.run(Stage(inode.ino, life, is_whole, request).apply)
-        except BaseException:
+        except Exception:  # (cancelled it may have been committed: a start will tell)
             self.discard_file(inode.ino, life)
             raise
         self._space.note_staged(len(content))

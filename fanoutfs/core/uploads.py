@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -54,14 +54,16 @@ _BACKOFF_S: Final = 0.5
 _BACKOFF_MAX_S: Final = 30.0
 _BLOCKED_S: Final = 0.05
 _BLOCKED_MAX_S: Final = 2.0
+_PATIENCE: Final = 3
+"""Looks at an obstacle before it is moved aside: two that wait for each other would wait for ever."""
 
 
 class _Entry:
     """One dirty inode.  Times: trio's clock."""
 
     __slots__ = (
-        "blocked", "changed_at", "done", "due_at", "error", "failures", "is_again", "is_never", "is_under_way",
-        "is_urgent", "since",
+        "attempts", "blocked", "changed_at", "done", "due_at", "error", "failures", "is_again", "is_never",
+        "is_under_way", "is_urgent", "since",
     )  # fmt: skip
 
     def __init__(self, since: float, changed_at: float) -> None:
@@ -72,6 +74,7 @@ class _Entry:
         self.is_under_way = False
         self.is_again = False
         self.is_never = False
+        self.attempts = 0
         self.failures = 0
         self.blocked = 0
         self.error: FanoutError | None = None
@@ -113,6 +116,8 @@ class Uploads:
         self._tries = 0
         self._next_try = 0.0
         self._progress_at = trio.current_time()
+        self.on_blocked: Callable[[], None] = _nothing
+        """Called when something departed is in the way.  No checkpoint."""
 
     # --- what others tell ----------------------------------------------------------------------------------------
 
@@ -141,8 +146,12 @@ class Uploads:
             self.take_up(cookie)
         entry = self._entries.get(ino)
         if dirty is None and entry is not None and not entry.is_under_way:
-            del self._entries[ino]
-            self._release(entry)
+            if self._publisher.facts.intent(ino) is not None:
+                entry.is_urgent = True  # what became of the last try has to be found out
+                self._schedule(ino, entry)
+            else:
+                del self._entries[ino]
+                self._release(entry)
 
     def is_uploading(self, ino: int) -> bool:
         """Tell whether an inode is being uploaded."""
@@ -163,6 +172,19 @@ class Uploads:
                 if not entry.is_under_way and not entry.is_never:
                     self._schedule(ino, entry)
 
+    def retry(self, inos: Iterable[int]) -> dict[int, int]:
+        """Try these at once, whatever failed a moment ago; return how often each was tried before.  No checkpoint."""
+        self._next_try = 0.0
+        attempts = {}
+        for ino in inos:
+            entry = self._entries.get(ino)
+            if entry is not None and not entry.is_never:
+                entry.is_urgent = True
+                attempts[ino] = entry.attempts
+                if not entry.is_under_way:
+                    self._schedule(ino, entry, trio.current_time())
+        return attempts
+
     async def wait(self, ino: int) -> None:
         """Return when the store has an inode as it is now.  Checkpoint.
 
@@ -182,10 +204,14 @@ class Uploads:
             if failure is not None and quiet_s >= self._op_timeout_s:
                 raise failure
 
-    def error_of(self, ino: int) -> FanoutError | None:
-        """Return why an inode could not be uploaded when it was last tried."""
+    def error_of(self, ino: int, attempts: int) -> FanoutError | None:
+        """Return why an inode could not be uploaded, if it was tried more often than this since."""
         entry = self._entries.get(ino)
-        return None if entry is None else entry.error
+        return None if entry is None or entry.attempts <= attempts else entry.error
+
+    def is_queued(self, ino: int) -> bool:
+        """Tell whether an inode is in the queue."""
+        return ino in self._entries
 
     def waiting(self) -> list[int]:
         """Return the inodes that are to be uploaded, without those that never are."""
@@ -249,6 +275,7 @@ class Uploads:
                 return at - now
             heapq.heappop(self._heap)
             entry.is_under_way, entry.is_again = True, False
+            entry.attempts += 1
             self._under_way += 1
             nursery.start_soon(self._work, ino, entry)
         return float("inf")
@@ -289,7 +316,7 @@ class Uploads:
         elif outcome is Outcome.CLEAN and not entry.is_again:
             self._entries.pop(ino, None)
             self._release(entry)
-            for cookie in self._publisher.further_names(ino):
+            for cookie in self._publisher.facts.further_names(ino):
                 self.take_up(cookie)  # their objects are copies of this one
         elif outcome is Outcome.CLEAN:
             entry.since = entry.changed_at
@@ -307,29 +334,23 @@ class Uploads:
         entry.done = trio.Event()
 
     async def _unblock(self, ino: int, entry: _Entry) -> None:
-        """Let the inode go first whose object is at the key; if that waits for this one in turn, move it aside."""
-        facts = self._publisher.look(ino)
+        """Let what is in the way go first; if it does not, because it waits for this one in turn, move it aside."""
+        facts = self._publisher.facts.look(ino)
         entry.blocked += 1
         pause_s = min(_BLOCKED_MAX_S, _BLOCKED_S * 2.0 ** min(entry.blocked, 16))
-        if facts is not None and facts.holder is not None:
-            self.take_up(facts.holder)
-            self.hurry((facts.holder,))
-            if self._is_circle(ino, facts.holder):
+        if facts is not None and facts.obstacle is not None:
+            in_the_way = facts.obstacle.ino
+            self.on_blocked()
+            if in_the_way and in_the_way != facts.inode.ino:
+                self.take_up(in_the_way)
+                self.hurry((in_the_way,))
+            if in_the_way == facts.inode.ino or entry.blocked >= _PATIENCE:
                 try:
-                    await self._publisher.park(facts.holder)
+                    await self._publisher.clear(facts.obstacle)
                 except FanoutError as error:
                     await self._note_failure(ino, entry, error)
                     return
         self._schedule(ino, entry, trio.current_time() + pause_s)
-
-    def _is_circle(self, ino: int, holder: int) -> bool:
-        seen = {ino}
-        at: int | None = holder
-        while at is not None and at not in seen:
-            seen.add(at)
-            facts = self._publisher.look(at)
-            at = None if facts is None else facts.holder
-        return at == ino
 
     # --- failures --------------------------------------------------------------------------------------------------
 
@@ -399,3 +420,7 @@ def is_excluded(path: str, patterns: Iterable[str]) -> bool:
         if fnmatchcase(path, pattern) if "/" in pattern else any(fnmatchcase(name, pattern) for name in names):
             return True
     return False
+
+
+def _nothing() -> None:
+    """Nobody can help."""

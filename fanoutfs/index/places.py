@@ -7,19 +7,28 @@ a directory above it may have moved since: the objects below an old prefix belon
 names, the longest such prefix decides.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import lmdb
 
 from fanoutfs.index.changed import ChangedRecords
-from fanoutfs.index.format import Inode
+from fanoutfs.index.format import Departed, Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import ROOT_INO
 
 _DEPTH_MAX: Final = 4096
 """Longer than any path; a circle of names would be a damaged index, not an endless loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What is in the way under a key.  ino: whose it is; 0: nobody's, it is to be deleted."""
+
+    ino: int
+    key: str
 
 
 class Places:
@@ -31,11 +40,13 @@ class Places:
         records: ChangedRecords,
         inode: Callable[[int], Inode | None],
         child: Callable[[int, bytes], int | None],
+        is_orphan: Callable[[int], bool],
     ) -> None:
         self._root_prefix = root_prefix
         self.records = records
         self.inode = inode
         self.child = child
+        self.is_orphan = is_orphan
 
     @classmethod
     def of_reader(cls, reader: IndexReader, txn: lmdb.Transaction, root_prefix: str) -> "Places":
@@ -45,6 +56,7 @@ class Places:
             reader.changed(txn),
             lambda ino: reader.inode(txn, ino),
             lambda parent, name: reader.child(txn, parent, name),
+            lambda ino: reader.is_orphan(txn, ino),
         )
 
     @classmethod
@@ -55,7 +67,7 @@ class Places:
             found = txn.entry(parent, name)
             return None if found is None else found[0]
 
-        return cls(root_prefix, txn.changed, txn.inode, child)
+        return cls(root_prefix, txn.changed, txn.inode, child, txn.is_orphan)
 
     def place(self, ino: int) -> tuple[int, bytes] | None:
         """Return (parent, name) of an inode, or of a further hard link by its cookie; None: no name leads there."""
@@ -87,16 +99,62 @@ class Places:
         """Return the inode at the place that a key names, whatever object it has."""
         return self._walk(ROOT_INO, key.removeprefix(self._root_prefix))
 
-    def holder(self, key: str) -> int | None:
-        """Return the inode whose object a departed key is: it moved away from there and its object did not yet."""
+    def obstacle(self, key: str, ino: int) -> Obstacle | None:
+        """Return what has to leave the store before an inode's object (or a directory's marker) can be put at a key.
+
+        Stores that are file systems inside have no file `a` beside `a/b`, so that neither may be put before the other
+        has gone; elsewhere it costs nothing to keep to that.
+        """
+        place = key.removesuffix("/")
+        for each in (*self._files_above(place), place):
+            found = self._occupant(each)
+            if found is not None and not (found.key == key and self._may_go(found.ino, ino, key)):
+                return found
+        if not key.endswith("/"):
+            for below, departed in self.records.all_departed(f"{key}/"):
+                if not self.is_target(below, departed):
+                    return Obstacle(departed.ino, below)
+        return None
+
+    def _may_go(self, owner: int, ino: int, key: str) -> bool:
+        """Tell whether the object at a key may be replaced by the one of `ino`: nobody here needs it."""
+        inode = self.inode(owner) if owner else None
+        # Who has an unlinked file open reads what is cached of it.
+        return inode is None or owner == ino or inode.key != key or inode.is_whole or self.is_orphan(owner)
+
+    def is_target(self, key: str, departed: Departed) -> bool:
+        """Tell whether a departed prefix is where its directory is: objects come to it, none has to leave."""
+        return bool(departed.ino) and key.endswith("/") and self.key(departed.ino) == key
+
+    def _files_above(self, key: str) -> Iterator[str]:
+        end = key.find("/", len(self._root_prefix))
+        while end > 0:
+            yield key[:end]
+            end = key.find("/", end + 1)
+
+    def _occupant(self, key: str) -> Obstacle | None:
+        """Return whose object is at a key without belonging there; ino 0: nobody's, it is to be deleted."""
         departed = self.records.departed(key)
         if departed is not None:
-            found: int | None = departed.ino
-        else:
-            moved = self.moved_prefix(key)
-            found = None if moved is None else self._walk(moved[1], key.removeprefix(moved[0]))
-        inode = None if not found else self.inode(found)
-        return found if inode is not None and inode.key == key and not inode.is_dir else None
+            return Obstacle(departed.ino, key)
+        moved = self.moved_prefix(key)
+        if moved is None or self.key(moved[1]) == moved[0]:
+            return None
+        prefix, at = moved
+        for part in key.removeprefix(prefix).split("/"):
+            directory = self.inode(at)
+            child = self.child(at, part.encode("utf-8", "surrogateescape"))
+            if child is None:
+                is_known = directory is not None and (directory.is_listed or directory.is_local)
+                return None if is_known else Obstacle(moved[1], prefix)
+            prefix, at = f"{prefix}{part}/", child
+            inode = self.inode(child)
+            if inode is None or not inode.is_dir:
+                is_there = inode is not None and inode.key == prefix.removesuffix("/")
+                return Obstacle(child, prefix.removesuffix("/")) if is_there else None
+            if inode.key != prefix:
+                return None
+        return Obstacle(at, prefix)
 
     def moved_prefix(self, key: str) -> tuple[str, int] | None:
         """Return (prefix, directory): the longest prefix above a key whose objects belong to a directory by now."""

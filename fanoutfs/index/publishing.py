@@ -26,6 +26,7 @@ from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES, ROOT_INO, ObjectInfo, Version
 
 UPLOADS: Final = b"upload/"
+INTENTS: Final = b"intent/"
 CONFLICTS: Final = b"conflict/"
 VOLUME_TAG: Final = b"volume_tag"
 _CONFLICTS_KEPT: Final = 100
@@ -71,6 +72,42 @@ class EndUpload:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteIntent:
+    """Remember under which key an object of an inode is about to be, before the store is asked.
+
+    Whoever finds it later, without knowing what came of it, looks (ResolveIntent): else an object that arrived
+    unnoticed and whose file was then removed or renamed would come back as a file.
+    """
+
+    ino: int
+    key: str
+    etag: str = ""
+    """Of the object, if it is a plain copy, which is not known by a token."""
+
+    def apply(self, txn: IndexTransaction) -> None:
+        txn.set_setting(intent_name(self.ino), json.dumps([self.key, self.etag]).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveIntent:
+    """Note what came of an intent.  version: of the object there, if it is ours; None: there is none of ours."""
+
+    ino: int
+    key: str
+    version: Version | None
+
+    def apply(self, txn: IndexTransaction) -> None:
+        txn.delete_settings(intent_name(self.ino))
+        version = self.version
+        inode = txn.inode(self.ino)
+        if version is None or (inode is not None and (inode.key, inode.etag) == (self.key, version.etag)):
+            return
+        known = txn.changed.departed(self.key)
+        if known is None or (not known.ino and not known.version.etag):
+            txn.changed.put_departed(self.key, Departed(0, version))
+
+
+@dataclass(frozen=True, slots=True)
 class MakePublished:
     """Note that an inode's object is at `key` in `version` now.  Returns whether nothing of the inode is dirty now.
 
@@ -90,6 +127,7 @@ class MakePublished:
     def apply(self, txn: IndexTransaction) -> bool:
         records = txn.changed
         inode = txn.inode(self.ino)
+        txn.delete_settings(intent_name(self.ino))
         if inode is None or txn.is_orphan(self.ino):
             records.put_departed(self.key, Departed(0, self.version))
             return True
@@ -152,6 +190,7 @@ class PublishLink:
     root_prefix: str
 
     def apply(self, txn: IndexTransaction) -> bool:
+        txn.delete_settings(intent_name(self.cookie))
         if Places.of_transaction(txn, self.root_prefix).key(self.cookie) != self.key:
             txn.changed.put_departed(self.key, Departed(0, self.version))
             return txn.changed.dirty(self.cookie) is None
@@ -174,6 +213,7 @@ class PublishDirectory:
 
     def apply(self, txn: IndexTransaction) -> bool:
         inode = txn.inode(self.ino)
+        txn.delete_settings(intent_name(self.ino))
         if inode is None or txn.is_orphan(self.ino):
             if self.is_marked:
                 _leave_marker(txn, self.key)
@@ -208,6 +248,7 @@ class Park:
 
     def apply(self, txn: IndexTransaction) -> None:
         inode = txn.inode(self.ino)
+        txn.delete_settings(intent_name(self.ino))
         if inode is None or txn.is_orphan(self.ino):
             txn.changed.put_departed(self.key, Departed(0, self.version))
             return
@@ -215,6 +256,19 @@ class Park:
         txn.changed.put_departed(self.key, Departed(self.ino, self.version))
         etag, version_id = self.version.etag, self.version.version_id
         txn.put_inode(replace(inode, key=self.key, etag=etag, version_id=version_id))
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseObject:
+    """Have the object of an unlinked file deleted although somebody has it open: its key is needed."""
+
+    ino: int
+    key: str
+
+    def apply(self, txn: IndexTransaction) -> None:
+        known = txn.changed.departed(self.key)
+        if known is not None and known.ino == self.ino and txn.is_orphan(self.ino):
+            txn.changed.put_departed(self.key, replace(known, ino=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,6 +461,11 @@ class FinishMove:
         return True
 
 
+def intent_name(ino: int) -> bytes:
+    """Return the name of the setting that holds the intent of an inode (or of a further name, by its cookie)."""
+    return INTENTS + b"%x." % ino
+
+
 def _change_base(txn: IndexTransaction, inode: Inode, version: Version) -> None:
     """Let a staged file's object be another version: what is not local is the same in both, up to the base size."""
     txn.add_totals(0, version.size_bytes - inode.size_bytes)
@@ -421,8 +480,6 @@ def _show_parents(txn: IndexTransaction, ino: int) -> None:
     place = txn.changed.name(ino)
     above = None if place is None else txn.inode(place[0])
     while above is not None and above.is_local and above.ino != ROOT_INO:
-        if txn.changed.dirty(above.ino) is not None:
-            return
         txn.put_inode(replace(above, flags=above.flags & ~FLAG_LOCAL))
         place = txn.changed.name(above.ino)
         above = None if place is None else txn.inode(place[0])

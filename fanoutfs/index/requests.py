@@ -13,6 +13,7 @@ from fanoutfs.errors import InvariantError, StaleInodeError
 from fanoutfs.index.format import U64, Dirty, DirtyRecord, Inode, attr_times_ns, attr_with
 from fanoutfs.index.places import Places
 from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.records import ROOT_INO
 from fanoutfs.wire.relay import TOKEN_MASK, TOKEN_RESENT
 
 CREATED: Final = 1 << 31
@@ -114,7 +115,7 @@ def make_dirty(txn: IndexTransaction, inode: Inode, what: Dirty, request: Reques
 
     Its further names have objects of their own, which are as old now.
     """
-    if txn.is_orphan(inode.ino):
+    if txn.is_orphan(inode.ino) or inode.ino == ROOT_INO:  # the root has no object
         return
     if txn.changed.name(inode.ino) is None and (place := request.places(txn).place(inode.ino)) is not None:
         txn.changed.put_name(inode.ino, *place)

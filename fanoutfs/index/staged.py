@@ -122,7 +122,9 @@ class Seal:
 
 @dataclass(frozen=True, slots=True)
 class MakeClean:
-    """Let a staged file's content be the object `key` in `version`, which has it.  Returns False: another life.
+    """Let a staged file's content be the object `key` in `version`, which has it.
+
+    Returns False, and changes nothing, when it was removed or has another life.
 
     times_ns: (mtime, ctime) of the content.  checksums: block of the file → xxh3, of what is in the cache file now.
     What this leaves of the inode to be done in the store (`dirty`, LOCAL, a name it lost meanwhile) is settled by
@@ -139,7 +141,7 @@ class MakeClean:
 
     def apply(self, txn: IndexTransaction) -> bool:
         inode = _living(txn, self.ino, self.life)
-        if inode is None:
+        if inode is None or txn.is_orphan(self.ino):  # (removed: who has it open goes on with the staging file)
             return False
         if inode.key and inode.key != self.key:
             owner = txn.changed.departed(inode.key)

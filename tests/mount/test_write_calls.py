@@ -256,15 +256,21 @@ def fill(root: Path, case: str) -> None:
         (root / case / name).write_bytes(content)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Path]]:
+UPLOADS = {
+    "staged": ("--no-upload", "*"),
+    "uploaded at once": ("--upload-delay", "0s", "--upload-deadline", "0s"),
+}
+
+
+@pytest.fixture(scope="module", params=UPLOADS)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Mount, Path]]:
     source, local = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("local")
     os.chmod(local, 0o755)
     os.chmod(local.parent, 0o755)  # the other users of some cases
     for number in range(len(CASES)):
         for root in (source, local):
             fill(root, f"{number:02}")
-    with mounted(f"file://{source}", "--metadata-ttl", "indefinite", "--allow-other", "--no-upload", "*") as mount:
+    with mounted(f"file://{source}", "--metadata-ttl", "indefinite", "--allow-other", *UPLOADS[request.param]) as mount:
         yield mount, local
 
 
@@ -293,6 +299,6 @@ def test_attribute_names_of_the_system_are_refused(place: tuple[Mount, Path]) ->
         with pytest.raises(OSError) as caught:
             os.setxattr(path, name, b"1")
         assert caught.value.errno in (errno.EOPNOTSUPP, errno.EPERM)
-    assert os.getxattr(path, "user.fanoutfs.state") == b"dirty"
+    assert os.getxattr(path, "user.fanoutfs.state") in (b"dirty", b"uploading", b"clean")
     assert os.getxattr(path, "user.fanoutfs.key").endswith(b"attributes")
     assert os.listxattr(path) == []

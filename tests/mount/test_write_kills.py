@@ -1,5 +1,6 @@
 """Cores and fronts killed in the middle of changes: nothing acknowledged is lost, nothing is done twice."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -22,17 +23,22 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 
 
 def kill_core(mount: Mount) -> None:
-    os.kill(mount.status()["core_pid"], signal.SIGKILL)
+    _kill(mount.status()["core_pid"])
 
 
 def kill_front(mount: Mount) -> None:
-    os.kill(mount.status()["front_pids"][0], signal.SIGKILL)
+    _kill(mount.status()["front_pids"][0])
 
 
 def kill_both(mount: Mount) -> None:
     pids = mount.status()
-    os.kill(pids["front_pids"][-1], signal.SIGKILL)
-    os.kill(pids["core_pid"], signal.SIGKILL)
+    _kill(pids["front_pids"][-1])
+    _kill(pids["core_pid"])
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it is being replaced at this moment
+        os.kill(pid, signal.SIGKILL)
 
 
 class Storm:

@@ -110,12 +110,14 @@ class Sender:
         ino = await self.rig.writer.run(Rename(parent, name, new_parent, new_name, flags, self.request()).apply)
         self.outbound.uploads.note_dirty(ino)
         if other is not None:
-            self.outbound.uploads.note_dirty(other)
+            self.outbound.note_changed(other)
+            await self.forget(other)
         self.outbound.moves.note_departed()
 
     async def unlink(self, path: str) -> None:
         parent, name = await self.place(path)
         ino = await self.rig.writer.run(Unlink(parent, name, self.request()).apply)
+        self.outbound.note_changed(ino)
         await self.forget(ino)
 
     async def rmdir(self, path: str) -> None:
@@ -197,12 +199,12 @@ class Sender:
             departed = [f"{key} -> {record.ino}" for key, record in places.records.all_departed()]
         return dirty, departed
 
-    async def settled(self, deadline_s: float = 20.0) -> None:
+    async def settled(self, deadline_s: float = 6.0) -> None:
         """Return when the source has everything."""
         await until(lambda: self.left() == ([], []), lambda: f"left: {self.left()}", deadline_s)
 
 
-async def until(condition: Callable[[], Any], what: Callable[[], str], deadline_s: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], what: Callable[[], str], deadline_s: float = 6.0) -> None:
     """Return when a condition holds."""
     deadline = trio.current_time() + deadline_s
     while not condition():

@@ -14,6 +14,7 @@ import trio.testing
 
 from fanoutfs.cache.blocks import BlockReader
 from fanoutfs.cache.files import CacheFiles
+from fanoutfs.cache.staging import KEY_XATTR
 from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.recovery import recover
@@ -252,6 +253,27 @@ async def test_removed_or_rewritten_life_does_not_become_clean(tmp_path: Path) -
         with pytest.raises(FanoutError):
             await core.staging.make_clean(made.ino, "a", version(b"other length"))
         assert await core.staging.seal(made.ino + 1) is None
+
+
+async def test_file_that_does_not_become_clean_can_be_written_again(tmp_path: Path) -> None:
+    async with core_with(tmp_path) as (core, _inodes):
+        made = await put_staged(core, b"a", b"content")
+        assert await core.staging.seal(made.ino)
+        await core.changes.unlink(ROOT_INO, b"a", 0)
+        assert not await core.staging.make_clean(made.ino, "a", version(b"content"))
+        assert (await core.staging.stage(made.ino, 0, 1)).is_staged
+        assert staged(core, made.ino) == b"content"
+
+
+async def test_staging_file_says_where_its_content_belongs_until_that_is_nowhere(tmp_path: Path) -> None:
+    async with core_with(tmp_path) as (core, _inodes):
+        made = await put_staged(core, b"a", b"content")
+        fd = core.staging_files.descriptor(made.ino, made.life)
+        assert os.getxattr(fd, KEY_XATTR) == b"a"
+        await core.changes.rename(ROOT_INO, b"a", ROOT_INO, b"b", 0, 0)
+        assert os.getxattr(fd, KEY_XATTR) == b"b"
+        await core.changes.unlink(ROOT_INO, b"b", 0)
+        assert KEY_XATTR not in os.listxattr(fd)
 
 
 async def test_file_staged_again_has_another_life(tmp_path: Path) -> None:

@@ -321,6 +321,11 @@ def test_time_of_access_alone_is_not_worth_an_upload(index: IndexEnvironment) ->
     assert not dirty(index)
 
 
+def test_root_has_attributes_and_no_object(index: IndexEnvironment) -> None:
+    apply(index, SetAttributes(ROOT_INO, request(), mode=0o700).apply)
+    assert not dirty(index)
+
+
 def test_extended_attributes_are_set_and_removed(index: IndexEnvironment) -> None:
     ino = ino_of(index, "old")
     apply(index, SetXattr(ino, b"user.a", b"1", request()).apply)
