@@ -167,6 +167,11 @@ class Publisher:
         self._row = row
         self._locks: dict[int, trio.Lock] = {}
 
+    async def wait_idle(self, ino: int) -> None:
+        """Return when what is being done to an inode's object has been recorded.  Checkpoint."""
+        async with self.lock(ino):
+            pass
+
     @asynccontextmanager
     async def lock(self, ino: int) -> AsyncIterator[None]:
         """Have an inode's object to oneself."""
