@@ -19,7 +19,7 @@ import trio
 from fanoutfs.backend.base import Backend
 from fanoutfs.backend.writing import Condition, Expect
 from fanoutfs.clock import Clock
-from fanoutfs.core.properties import is_ours
+from fanoutfs.core.properties import is_ours, owner_of
 from fanoutfs.errors import BackendError, ObjectMissingError
 from fanoutfs.index.format import Ownership
 from fanoutfs.index.names import NAME_MAX_BYTES
@@ -56,9 +56,11 @@ class Conflicts:
         root_prefix: str,
         tag: str,
         publish: Callable[[list[Change]], Awaitable[None]],
+        intended_key: Callable[[int], str],
         row: memoryview,
     ) -> None:
-        """publish: tells the kernel of changes."""
+        """publish: tells the kernel of changes.  intended_key: where an object of an inode may be unnoticed, or ""."""
+        self._intended_key = intended_key
         self._backend = backend
         self._writer = writer
         self._ownership = ownership
@@ -87,6 +89,9 @@ class Conflicts:
             raise BackendError(f"{key}: the store refuses a condition that holds")
         if is_ours(found.properties, self._tag, ino):
             return version
+        other = owner_of(found.properties, self._tag)
+        if other is not None and self._intended_key(other) == key:
+            return version  # another file of ours was to be here, and has gone or moved since
         same = partial(self._is_same, found.info, size_bytes, read)
         if await trio.to_thread.run_sync(same, abandon_on_cancel=True):
             return version

@@ -399,7 +399,7 @@ class Moves:
                 return
             obstacle = await self._publisher.relocate(inode.ino, key)
             if obstacle is None:
-                self._uploads.take_up(inode.ino)  # it met a foreign object, and has another name now
+                self._check_moved(move, inode.ino)
                 return
             move.left += 1
             self._uploads.take_up(obstacle.ino)
@@ -410,6 +410,14 @@ class Moves:
         except (FanoutError, OSError) as error:
             move.left += 1
             move.error = error if isinstance(error, FanoutError) else FanoutError(str(error))
+
+    def _check_moved(self, move: _Move, ino: int) -> None:
+        """Leave a file that met a foreign object, and has another name now, to the queue."""
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, ino)
+        if inode is not None and _is_below(inode.key, move.old):
+            move.left += 1
+        self._uploads.take_up(ino)
 
     def _tries(self, move: _Move) -> int:
         """Return how often this move did not come to its end."""
@@ -440,6 +448,9 @@ class Moves:
         for ino, old, new in move.directories:
             if has_markers and old:
                 await self._in_thread(partial(self._move_marker, old, new))
+                for prefix in move.old:  # where it was on its way for a while
+                    if not old.startswith(prefix):
+                        await self._in_thread(partial(self._backend.delete, prefix + new.removeprefix(move.target)))
             if ino != move.ino:
                 await self._writer.run(MoveDirectory(ino, new).apply)
 

@@ -18,6 +18,7 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.conflicts import Conflicts
 from fanoutfs.core.control import Command
 from fanoutfs.core.drain import Drains
+from fanoutfs.core.facts import FactsReader
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
@@ -134,6 +135,7 @@ def make_outbound(
         root_prefix=root_prefix,
         tag=tag,
         publish=tell_kernel,
+        intended_key=partial(_intended_key, FactsReader(reader, root_prefix)),
         row=row,
     )
     publisher = Publisher(
@@ -179,3 +181,8 @@ def make_outbound(
     )
     drains = Drains(jobs=jobs, uploads=uploads, moves=moves, reader=reader, root_prefix=root_prefix, locate=locate)
     return Outbound(publisher, uploads, moves, drains, multipart)
+
+
+def _intended_key(facts: FactsReader, ino: int) -> str:
+    intent = facts.intent(ino)
+    return "" if intent is None else intent[0]

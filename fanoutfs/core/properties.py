@@ -61,6 +61,15 @@ def is_ours(properties: Properties, tag: str, ino: int) -> bool:
     return properties.metadata.get(TOKEN_KEY, "").startswith(f"{tag}-{ino:x}-")
 
 
+def owner_of(properties: Properties, tag: str) -> int | None:
+    """Return the inode for which this volume put an object; None: somebody else did."""
+    known, _, rest = properties.metadata.get(TOKEN_KEY, "").partition("-")
+    try:
+        return int(rest.partition("-")[0], 16) if known == tag else None
+    except ValueError:
+        return None
+
+
 def is_tagged(properties: Properties, tag: str) -> bool:
     """Tell whether an object was put by this volume."""
     return properties.metadata.get(TOKEN_KEY, "").startswith(f"{tag}-")

@@ -198,7 +198,8 @@ class Publisher:
             if self._is_never(facts):
                 await self._writer.run(NoteState(ino, add=Dirty.NEVER).apply)
                 return Outcome.NEVER
-            if self.is_blocked(facts):
+            await self._resolve_intent(ino, but=facts.key)  # what it left elsewhere may be in somebody's way
+            if facts.obstacle is not None:
                 return Outcome.BLOCKED
             if facts.is_link:
                 return await self._publish_link(facts)
@@ -234,11 +235,6 @@ class Publisher:
         """Remember that an object is about to be put under a key.  etag: see NoteIntent."""
         await self._resolve_intent(ino, but=key)
         await self._writer.run(NoteIntent(ino, key, etag).apply)
-
-    @staticmethod
-    def is_blocked(facts: Facts) -> bool:
-        """Tell whether the key is still taken by what has to move away from it."""
-        return facts.obstacle is not None
 
     async def _drop(self, ino: int) -> Outcome:
         """Forget that an inode is dirty if no name leads to it any more."""

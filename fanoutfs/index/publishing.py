@@ -480,8 +480,6 @@ def _show_parents(txn: IndexTransaction, ino: int) -> None:
     place = txn.changed.name(ino)
     above = None if place is None else txn.inode(place[0])
     while above is not None and above.is_local and above.ino != ROOT_INO:
-        if txn.changed.dirty(above.ino) is not None:
-            return
         txn.put_inode(replace(above, flags=above.flags & ~FLAG_LOCAL))
         place = txn.changed.name(above.ino)
         above = None if place is None else txn.inode(place[0])

@@ -110,13 +110,14 @@ class Sender:
         ino = await self.rig.writer.run(Rename(parent, name, new_parent, new_name, flags, self.request()).apply)
         self.outbound.uploads.note_dirty(ino)
         if other is not None:
-            self.outbound.uploads.note_dirty(other)
+            self.outbound.note_changed(other)
             await self.forget(other)
         self.outbound.moves.note_departed()
 
     async def unlink(self, path: str) -> None:
         parent, name = await self.place(path)
         ino = await self.rig.writer.run(Unlink(parent, name, self.request()).apply)
+        self.outbound.note_changed(ino)
         await self.forget(ino)
 
     async def rmdir(self, path: str) -> None:
