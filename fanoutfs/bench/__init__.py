@@ -10,7 +10,8 @@ Every comparison happens in one run on one machine, in rounds, and is given as a
 * `data`: the files that are read and their way into a bucket; `witness`: what the object store says it sent;
 * `report`: rounds to medians, ratios, checks, JSON and a table;
 * `scope`: processes, mounts and directories that surely end;
-* `storm`, `cold`, `fio`, `epoch`, `training`, `quickstart`: the programs behind scripts/.
+* `write_load`: what writers do, and the upload without a file system;
+* `storm`, `cold`, `fio`, `epoch`, `training`, `write`, `quickstart`: the programs behind scripts/.
 
 The object store and the proxy that is the witness come from tests/support; scripts/lib hands them over (`lab.Lab`), so
 that nothing here imports tests.

@@ -207,6 +207,7 @@ def build_outbound(core: Core, tag: str) -> Outbound:
     writing.changes.note_dirty = outbound.note_changed
     writing.changes.is_uploading = outbound.uploads.is_uploading
     writing.staging.note_dirty = outbound.uploads.note_dirty
+    core.filesystem.wait_published = outbound.publisher.wait_idle
     return outbound
 
 

@@ -14,6 +14,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import trio
@@ -209,7 +210,8 @@ class Changes:
         async def carry_out() -> Inode:
             inode = self._filesystem.inode(ino)
             if size is not None:
-                inode = await self._staging.stage(ino, 0, 0, truncate_to=size)
+                stage = partial(self._staging.stage, ino, 0, 0, truncate_to=size)
+                inode = await self._filesystem.following(ino, stage)
             if size is None or any(value is not None for value in (mode, uid, gid, atime_ns, mtime_ns)):
                 request = self._request(token, Opcode.SETATTR)
                 change = SetAttributes(ino, request, mode, uid, gid, atime_ns, mtime_ns)

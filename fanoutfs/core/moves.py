@@ -123,12 +123,19 @@ class Moves:
     def is_busy(self, key: str) -> bool:
         """Tell whether objects still have to leave a key, or (key ends with "/") a place below it, or to come there.
 
-        What an unlinked file left behind while somebody has it open is not waited for.
+        What an unlinked file left behind while somebody has it open is not waited for, nor are the markers above it.
         """
         with self._reader.begin() as txn:
             places = Places.of_reader(self._reader, txn, self._root_prefix)
+            above: set[str] = set()
+            rest: list[tuple[str, Departed]] = []
             for departed_key, departed in places.records.all_departed():
                 if departed.ino and self._reader.is_orphan(txn, departed.ino):
+                    above.update(departed_key[: at + 1] for at, letter in enumerate(departed_key) if letter == "/")
+                else:
+                    rest.append((departed_key, departed))
+            for departed_key, departed in rest:
+                if not departed.ino and departed_key in above:
                     continue
                 place = places.key(departed.ino) if departed.ino and departed_key.endswith("/") else None
                 if any(
@@ -208,7 +215,7 @@ class Moves:
 
     async def _attempt(self, key: str, departed: Departed, step: Callable[[], Awaitable[bool]]) -> None:
         """Do one step of the journal; after a failure, or when it was not all, come again later."""
-        is_done = False
+        is_done, has_failed = False, True
         async with self._limiter:
             try:
                 is_done = await step()
@@ -219,13 +226,16 @@ class Moves:
                 bump(self._row, Count.REQUEST_ERRORS)
                 self._error = FanoutError(f"internal error: {error!r}")
             else:
+                has_failed = False
                 self._error = None
         if is_done:
             self._delays.pop(key, None)
         else:
             delay = self._delays.setdefault(key, _Delay(departed, 0.0))
             delay.failures += 1
-            delay.at = trio.current_time() + min(_BACKOFF_MAX_S, _BACKOFF_S * 2.0 ** min(delay.failures, 16))
+            # A marker that waits for what is below it did not fail: asking costs one look at the index.
+            most_s = _PERIOD_S if key.endswith("/") and not departed.ino and not has_failed else _BACKOFF_MAX_S
+            delay.at = trio.current_time() + min(most_s, _BACKOFF_S * 2.0 ** min(delay.failures, 16))
 
     def _note_failure(self, key: str, error: FanoutError) -> None:
         if self._error is None or type(self._error) is not type(error):

@@ -166,6 +166,13 @@ class Publisher:
         self._tag = tag
         self._row = row
         self._locks: dict[int, trio.Lock] = {}
+        self._keys: set[str] = set()
+        """Keys that are being published to."""
+
+    async def wait_idle(self, ino: int) -> None:
+        """Return when what is being done to an inode's object has been recorded.  Checkpoint."""
+        async with self.lock(ino):
+            pass
 
     @asynccontextmanager
     async def lock(self, ino: int) -> AsyncIterator[None]:
@@ -194,15 +201,27 @@ class Publisher:
                 await self._writer.run(NoteState(ino, add=Dirty.NEVER).apply)
                 return Outcome.NEVER
             await self._resolve_intent(ino, but=facts.key)  # what it left elsewhere may be in somebody's way
-            if facts.obstacle is not None:
+            known, facts = facts, self.facts.look(ino)
+            if facts is None or facts.key != known.key:
+                return Outcome.CHANGED
+            # A key that another inode's object is on its way to is not free, though nothing recorded says so yet: the
+            # two may have changed names since that was sent.
+            if facts.obstacle is not None or facts.key in self._keys:
                 return Outcome.BLOCKED
-            if facts.is_link:
-                return await self._publish_link(facts)
-            if facts.inode.is_dir:
-                return await self._publish_directory(facts)
-            if facts.inode.is_staged:
-                return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
-            return await self._publish_unstaged(facts)
+            self._keys.add(facts.key)
+            try:
+                return await self._publish_facts(facts, is_overdue=is_overdue, is_urgent=is_urgent)
+            finally:
+                self._keys.discard(facts.key)
+
+    async def _publish_facts(self, facts: Facts, *, is_overdue: bool, is_urgent: bool) -> Outcome:
+        if facts.is_link:
+            return await self._publish_link(facts)
+        if facts.inode.is_dir:
+            return await self._publish_directory(facts)
+        if facts.inode.is_staged:
+            return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
+        return await self._publish_unstaged(facts)
 
     async def resolve_intents(self, is_queued: Callable[[int], bool]) -> None:
         """Find out what came of requests whose answers nobody heard, for inodes that are not queued.  Checkpoint."""

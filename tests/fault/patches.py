@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from fanoutfs.cli import main
 
 _DIRECTORY = Path(os.environ.get("FAULT_DIRECTORY", "/nonexistent"))
@@ -118,6 +120,24 @@ def fill_raises() -> None:
     smallfills.fetch_version = _raising(smallfills.fetch_version)  # type: ignore[attr-defined]
     Fills._fill_blocks = _raising_async(Fills._fill_blocks)  # type: ignore[method-assign]
     Listings._list = _raising_async(Listings._list)  # type: ignore[method-assign]
+
+
+def content_is_not_synced() -> None:
+    """fsync makes the index durable, and the content not: the disk is not asked to write it."""
+    from fanoutfs.core.staging import Staging
+
+    Staging._sync_content = _asleep  # type: ignore[method-assign]
+
+
+def index_is_not_synced() -> None:
+    """fsync makes the content durable, and the index not: nobody knows whose content it is."""
+    from fanoutfs.core.durable import Durable
+
+    Durable.sync = _asleep  # type: ignore[method-assign]
+
+
+async def _asleep(*_args: Any, **_kwargs: Any) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 def _is_marked(mark: str = "raise") -> bool:

@@ -87,6 +87,16 @@ def test_dataloader_is_measured_against_ext4(tmp_path: Path) -> None:
         assert _values(report, f"{epoch} epoch") == {"ext4": 1, "fanoutfs": 1}
 
 
+def test_writing_is_measured_against_ext4_and_the_direct_client(tmp_path: Path) -> None:
+    report = _run(tmp_path / "scratch", "write", "--peers=ext4,fanoutfs")
+    for name in ("checkpoint of 8 MiB", "checkpoint of 16 MiB", "creating files", "cp -r of a tree"):
+        assert _values(report, name) == {"ext4": 1, "fanoutfs": 1}, name
+    assert _values(report, "upload of 16 MiB") == {"direct": 1, "fanoutfs": 1}
+    renames = [measure for measure in report["measures"] if measure["name"].startswith("rename of a directory")]
+    assert [set(measure["peers"]) for measure in renames] == [{"ext4", "fanoutfs"}] * 2
+    assert None not in _verdicts(report, "")
+
+
 @pytest.mark.parametrize("moment", ["- starting SeaweedFS", "- filling the cache", "- second epoch"])
 def test_interrupted_benchmark_leaves_nothing(tmp_path: Path, moment: str) -> None:
     scratch = tmp_path / "scratch"
