@@ -21,12 +21,14 @@ async def test_renamed_directory_takes_its_objects_along(tmp_path: Path) -> None
             sender.rig.write(name, name.encode())
         await sender.rename("a", "z")
         assert await sender.tree() == {
-            "a.txt": "a.txt", "z": None, "z/1": "a/1", "z/b": None, "z/b/2": "a/b/2", "z/b/c": None, "z/b/c/3": "a/b/c/3",
+            "a.txt": "a.txt", "z": None, "z/1": "a/1", "z/b": None, "z/b/2": "a/b/2",
+            "z/b/c": None, "z/b/c/3": "a/b/c/3",
         }  # fmt: skip
         await sender.settled()
         assert sender.bucket() == {"a.txt": b"a.txt", "z/1": b"a/1", "z/b/2": b"a/b/2", "z/b/c/3": b"a/b/c/3"}
         assert await sender.tree() == {
-            "a.txt": "a.txt", "z": None, "z/1": "z/1", "z/b": None, "z/b/2": "z/b/2", "z/b/c": None, "z/b/c/3": "z/b/c/3",
+            "a.txt": "a.txt", "z": None, "z/1": "z/1", "z/b": None, "z/b/2": "z/b/2",
+            "z/b/c": None, "z/b/c/3": "z/b/c/3",
         }  # fmt: skip
         assert sender.rig.backend.calls["copy"] == 3
         assert not (sender.rig.source / "a").exists()
