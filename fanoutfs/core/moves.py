@@ -25,15 +25,18 @@ import trio
 
 from fanoutfs.backend.base import Backend
 from fanoutfs.backend.writing import Expect
+from fanoutfs.clock import Clock
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.properties import is_tagged
 from fanoutfs.core.publishing import Publisher
 from fanoutfs.core.uploads import Uploads
 from fanoutfs.errors import FanoutError, ObjectMissingError, PreconditionFailedError, StaleInodeError
+from fanoutfs.index.changes import MoveLink
 from fanoutfs.index.format import Departed, Dirty, Inode
 from fanoutfs.index.places import Places
 from fanoutfs.index.publishing import BeginMove, FinishDeparted, FinishMove, LeavePrefix, MoveDirectory, ParkDirectory
 from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.requests import Request
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
@@ -83,6 +86,7 @@ class Moves:
         root_prefix: str,
         reader: IndexReader,
         writer: GroupWriter[IndexTransaction],
+        clock: Clock,
         listings: Listings,
         publisher: Publisher,
         uploads: Uploads,
@@ -95,6 +99,7 @@ class Moves:
         self._root_prefix = root_prefix
         self._reader = reader
         self._writer = writer
+        self._clock = clock
         self._listings = listings
         self._publisher = publisher
         self._uploads = uploads
@@ -369,11 +374,16 @@ class Moves:
                     children.append((name, child, cookie, self._reader.inode(txn, child)))
                     if len(children) == _BATCH:
                         break
+                directory = self._reader.inode(txn, ino)
             async with trio.open_nursery() as nursery:
                 for name, child, cookie, inode in children:
                     text = name.decode("utf-8", "surrogateescape")
-                    if inode is not None and not inode.is_dir and cookie == child:
+                    if inode is None or inode.is_dir:
+                        continue
+                    if cookie == child:
                         nursery.start_soon(self._move_file, move, inode, prefix + text)
+                    elif directory is not None and _is_below(directory.key, move.old):
+                        nursery.start_soon(self._move_link, move, cookie, directory.key + text)
             for name, child, _cookie, inode in children:
                 if inode is not None and inode.is_dir and not inode.is_held and _is_below(inode.key, move.old):
                     text = name.decode("utf-8", "surrogateescape")
@@ -420,6 +430,25 @@ class Moves:
         except (FanoutError, OSError) as error:
             move.left += 1
             move.error = error if isinstance(error, FanoutError) else FanoutError(str(error))
+
+    async def _move_link(self, move: _Move, cookie: int, old_key: str) -> None:
+        """Have a further name of a file put at its place, if its object is still where the directory was."""
+        with self._reader.begin() as txn:
+            is_under_way = self._reader.changed(txn).dirty(cookie) is not None
+        if is_under_way:
+            return
+        try:
+            details = await self._in_thread(partial(self._backend.details, old_key))
+        except ObjectMissingError:
+            return
+        except FanoutError as error:
+            move.left += 1
+            move.error = error
+            return
+        if is_tagged(details.properties, self._tag):
+            request = Request(self._clock.wall_ns(), 0, 0, self._root_prefix)
+            if await self._writer.run(MoveLink(cookie, old_key, request).apply):
+                self._uploads.take_up(cookie)
 
     def _check_moved(self, move: _Move, ino: int) -> None:
         """Leave a file that met a foreign object, and has another name now, to the queue."""

@@ -171,6 +171,7 @@ def make_outbound(
         root_prefix=root_prefix,
         reader=reader,
         writer=writer,
+        clock=clock,
         listings=listings,
         publisher=publisher,
         uploads=uploads,

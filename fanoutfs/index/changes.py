@@ -246,6 +246,26 @@ class Rename:
 
 
 @dataclass(frozen=True, slots=True)
+class MoveLink:
+    """Have the object of a further name, which a directory left at `old_key`, put at its place and the old one deleted.
+
+    cookie: the name's.  Returns whether it is to be uploaded now (it may be already).
+    """
+
+    cookie: int
+    old_key: str
+    request: Request
+
+    def apply(self, txn: IndexTransaction) -> bool:
+        """Carry it out."""
+        if txn.changed.name(self.cookie) is None:
+            return False
+        _leave_link_object(txn, self.cookie, self.old_key)
+        make_link_dirty(txn, self.cookie, self.request)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class _Old:
     """A name that is about to move: what must be known of its place before that.
 
@@ -325,12 +345,24 @@ def _drop_file(txn: IndexTransaction, parent: int, name: bytes, inode: Inode, re
         if inode.key:
             _put_departed(txn, inode.key, Departed(inode.ino, inode.version))
     elif main == (parent, name):
-        others = (txn.changed.name(other) for other in txn.changed.links(inode.ino))
-        place = next((other for other in others if other is not None and other != main), None)
-        if place is None:
-            raise InvariantError(f"inode {inode.ino} has {inode.links} names more, and none is recorded")
-        txn.changed.put_name(inode.ino, *place)
-        _depart_file(txn, inode, request.key_at(txn, *place), request)
+        _make_main(txn, inode, request)
+
+
+def _make_main(txn: IndexTransaction, inode: Inode, request: Request) -> None:
+    """Let a further name of a file be the one its object goes by, after that one was taken away.
+
+    What the further name had to upload, or has in the store, is what the object's move to its place brings there.
+    """
+    for cookie in txn.changed.links(inode.ino):
+        place = txn.changed.name(cookie)
+        if place is not None:
+            txn.changed.delete_dirty(cookie)
+            txn.changed.delete_link(inode.ino, cookie)
+            txn.put_entry(*place, inode)
+            txn.changed.put_name(inode.ino, *place)
+            _depart_file(txn, inode, request.key_at(txn, *place), request)
+            return
+    raise InvariantError(f"inode {inode.ino} has {inode.links} names more, and none is recorded")
 
 
 def _drop_directory(txn: IndexTransaction, parent: int, name: bytes, inode: Inode, request: Request) -> None:

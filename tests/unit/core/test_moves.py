@@ -15,6 +15,47 @@ from tests.unit.core.rig import running_core
 from tests.unit.core.sender import Sender, sending, sending_core
 
 
+async def test_renamed_directory_takes_the_objects_of_further_links_along(tmp_path: Path) -> None:
+    async with sending_core(tmp_path) as sender:
+        await sender.mkdir("a")
+        await sender.create("a/1", b"one")
+        await sender.link("a/1", "a/2")
+        await sender.create("b", b"two")
+        await sender.link("b", "a/b")
+        await sender.settled()
+        await sender.rename("a", "z")
+        await sender.settled()
+        assert sender.bucket() == {"z/1": b"one", "z/2": b"one", "b": b"two", "z/b": b"two"}
+
+
+async def test_file_made_as_git_makes_them_is_put_once_and_follows_its_directory(tmp_path: Path) -> None:
+    async with sending_core(tmp_path) as sender:
+        await sender.mkdir("a")
+        await sender.create("a/tmp", b"object")
+        await sender.link("a/tmp", "a/final")
+        await sender.unlink("a/tmp")
+        await sender.settled()
+        assert sender.bucket() == {"a/final": b"object"}
+        assert sender.rig.backend.calls["copy"] == 0
+        await sender.rename("a", "z")
+        await sender.settled()
+        assert sender.bucket() == {"z/final": b"object"}
+
+
+async def test_first_name_goes_after_both_are_in_the_store(tmp_path: Path) -> None:
+    async with sending_core(tmp_path) as sender:
+        await sender.create("tmp", b"object")
+        await sender.link("tmp", "final")
+        await sender.settled()
+        assert sender.bucket() == {"tmp": b"object", "final": b"object"}
+        await sender.unlink("tmp")
+        await sender.settled()
+        assert sender.bucket() == {"final": b"object"}
+        await sender.write("final", 0, b"OBJECT")
+        await sender.settled()
+        assert sender.bucket() == {"final": b"OBJECT"}
+
+
 async def test_renamed_directory_takes_its_objects_along(tmp_path: Path) -> None:
     async with sending_core(tmp_path) as sender:
         for name in ("a/1", "a/b/2", "a/b/c/3", "a.txt"):
