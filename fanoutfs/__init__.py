@@ -13,6 +13,7 @@ Three kinds of process (`keeper`, `front` × N, `core`):
           front  answers LOOKUP, GETATTR, READ, READDIRPLUS from LMDB and the cache files; stateless
           core   pyfuse3 on trio; lists, fills, evicts, notifies; LMDB's only writer
         front ── relay (packets below 64 KiB, never file data) ──> core
+    Writes: fronts write staging files, the core records names and attributes in the index and uploads in the background.
 
 Layers, imports point right only:
 cli → keeper → {front | core | bench} → {index, cache, backend} → {wire, observe, config} → {errors, records, clock}
@@ -20,8 +21,12 @@ cli → keeper → {front | core | bench} → {index, cache, backend} → {wire,
 Invariants:
 * What a front answers from is committed, or stands in the arena (fetched bytes in shared memory, read before they are
   on disk).  Bytes are removed only after a grace period in which every front was idle.
-* A file's attributes and content never change under its inode number; a changed object is a new inode.  Inode
+* What the store changes never changes under an inode number: a changed object is a new inode.  What is changed here
+  keeps its number, and while it is *staged* its newest content, size and times are those of its staging file.  Inode
   numbers are never reused within an index, and everything filed under them goes when an index is begun anew.
+* A front writes a staging file only inside a request that found the inode staged and not sealed; the core seals, waits
+  for a grace period, and only then relies on the bytes.  A staging file goes only after the commit that says that the
+  store has its content is durable.
 * The index never promises bytes that are not in the cache file; the checksum catches what the disk did to them.
 * Notifications follow the commit, after a grace period, from a thread that holds no unanswered request.
 
