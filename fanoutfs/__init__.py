@@ -13,7 +13,7 @@ Three kinds of process (`keeper`, `front` × N, `core`):
           front  answers LOOKUP, GETATTR, READ, READDIRPLUS from LMDB and the cache files; stateless
           core   pyfuse3 on trio; lists, fills, evicts, notifies; LMDB's only writer
         front ── relay (packets below 64 KiB, never file data) ──> core
-    Writes: fronts write staging files, the core records names and attributes in the index and uploads in the background.
+    Writes: fronts write staging files; the core records names and attributes in the index and uploads behind them.
 
 Layers, imports point right only:
 cli → keeper → {front | core | bench} → {index, cache, backend} → {wire, observe, config} → {errors, records, clock}
