@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import stat
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -164,17 +165,23 @@ class Publisher:
         self._memory = Admission(_MEMORY_BYTES, requests)
         self._delay_ns = int(delay_s * 1e9)
         self._tag = tag
+        self._aside_prefix = aside_prefix(root_prefix, tag)
         self._row = row
-        self._locks: dict[int, trio.Lock] = {}
+        self._locks: dict[int | str, trio.Lock] = {}
 
     @asynccontextmanager
-    async def lock(self, ino: int) -> AsyncIterator[None]:
-        """Have an inode's object to oneself."""
-        lock = self._locks.setdefault(ino, trio.Lock())
-        async with lock:
-            yield
-        if not lock.statistics().tasks_waiting and not lock.locked():
-            self._locks.pop(ino, None)
+    async def lock(self, what: int | str) -> AsyncIterator[None]:
+        """Have an inode's object, or what is under a key, to oneself; an inode first, then a key.
+
+        A deletion must not be overtaken by a put under its key: of equal content, it would have the same version.
+        """
+        lock = self._locks.setdefault(what, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._locks.pop(what, None)
 
     # --- what there is to do -----------------------------------------------------------------------------------
 
@@ -194,15 +201,22 @@ class Publisher:
                 await self._writer.run(NoteState(ino, add=Dirty.NEVER).apply)
                 return Outcome.NEVER
             await self._resolve_intent(ino, but=facts.key)  # what it left elsewhere may be in somebody's way
-            if facts.obstacle is not None:
-                return Outcome.BLOCKED
-            if facts.is_link:
-                return await self._publish_link(facts)
-            if facts.inode.is_dir:
-                return await self._publish_directory(facts)
-            if facts.inode.is_staged:
-                return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
-            return await self._publish_unstaged(facts)
+            async with self.lock(facts.key):
+                now = self.facts.look(ino)
+                if now is None or now.key != facts.key:
+                    return Outcome.CHANGED
+                if now.obstacle is not None:
+                    return Outcome.BLOCKED
+                return await self._publish(now, is_overdue=is_overdue, is_urgent=is_urgent)
+
+    async def _publish(self, facts: Facts, *, is_overdue: bool, is_urgent: bool) -> Outcome:
+        if facts.is_link:
+            return await self._publish_link(facts)
+        if facts.inode.is_dir:
+            return await self._publish_directory(facts)
+        if facts.inode.is_staged:
+            return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
+        return await self._publish_unstaged(facts)
 
     async def resolve_intents(self, is_queued: Callable[[int], bool]) -> None:
         """Find out what came of requests whose answers nobody heard, for inodes that are not queued.  Checkpoint."""
@@ -220,7 +234,8 @@ class Publisher:
         version: Version | None = None
         try:
             found = await self._in_thread(partial(self._backend.details, key))
-            if is_ours(found.properties, self._tag, ino) or (etag and found.info.version.etag == etag):
+            is_copy = (etag and found.info.version.etag == etag) or key.startswith(self._aside_prefix)
+            if is_copy or is_ours(found.properties, self._tag, ino):
                 version = found.info.version
         except ObjectMissingError:
             version = None
@@ -478,7 +493,7 @@ class Publisher:
 
         Returns what is in the way.  Raises FanoutError.
         """
-        async with self.lock(ino):
+        async with self.lock(ino), self.lock(key):
             with self._reader.begin() as txn:
                 places = Places.of_reader(self._reader, txn, self._root_prefix)
                 inode, dirty = places.inode(ino), places.records.dirty(ino)
@@ -514,7 +529,7 @@ class Publisher:
                 return
             source = ObjectInfo(inode.key, inode.version)
             # At the root: wherever it is in the way of something, it must not be so again.
-            aside = aside or f"{self._root_prefix}.fanoutfs-{self._tag}-{ino:x}"
+            aside = aside or f"{self._aside_prefix}{ino:x}-{time.time_ns():x}"
             await self._intend(ino, aside, inode.etag)
             version = await self._in_thread(partial(self._backend.copy, source, aside, Expect.ANYTHING, None))
             await self._writer.run(Park(ino, aside, version).apply)
@@ -571,6 +586,11 @@ class Publisher:
 
 class _Displaced(Exception):  # noqa: N818 - not an error: the inode goes on under another name
     """A foreign object has the key; the inode was given another name."""
+
+
+def aside_prefix(root_prefix: str, tag: str) -> str:
+    """Return what the keys begin with under which objects wait that had to make way for others."""
+    return f"{root_prefix}.fanoutfs-{tag}-"
 
 
 def _digest(text: str) -> int:

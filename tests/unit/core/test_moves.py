@@ -202,7 +202,7 @@ class Walk:
         self.expected |= {old + each[len(new) :]: content for each, content in others.items()}
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(24))
 async def test_random_changes_arrive_over_kills_and_lost_answers(tmp_path: Path, seed: int) -> None:
     walk = Walk(seed)
     async with running_core(tmp_path) as rig:
