@@ -218,12 +218,20 @@ class Publisher:
             return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
         return await self._publish_unstaged(facts)
 
-    async def resolve_intents(self, is_queued: Callable[[int], bool]) -> None:
-        """Find out what came of requests whose answers nobody heard, for inodes that are not queued.  Checkpoint."""
+    async def resolve_intents(self, is_queued: Callable[[int], bool]) -> FanoutError | None:
+        """Find out what came of requests whose answers nobody heard, for inodes that are not queued.  Checkpoint.
+
+        Returns why some of it is not known yet.
+        """
+        failure: FanoutError | None = None
         for ino in self.facts.intents():
             if not is_queued(ino):
                 async with self.lock(ino):
-                    await self._resolve_intent(ino)
+                    try:
+                        await self._resolve_intent(ino)
+                    except FanoutError as error:
+                        failure = error
+        return failure
 
     async def _resolve_intent(self, ino: int, but: str = "") -> None:
         """Find out whether an object of an inode is under the key of an earlier attempt.  but: the key of the next."""
@@ -510,8 +518,8 @@ class Publisher:
                 await self._published(facts, version, NOTHING)
             return None
 
-    async def clear(self, obstacle: Obstacle) -> None:
-        """Free the key that something holds which does not go by itself.  Checkpoint."""
+    async def clear(self, obstacle: Obstacle) -> bool:
+        """Free the key that something holds which does not go by itself; False: it is no file.  Checkpoint."""
         with self._reader.begin() as txn:
             inode = self._reader.inode(txn, obstacle.ino)
             is_orphan = self._reader.is_orphan(txn, obstacle.ino)
@@ -519,13 +527,17 @@ class Publisher:
             await self._writer.run(ReleaseObject(obstacle.ino, obstacle.key).apply)
         elif inode is not None and not inode.is_dir and inode.key == obstacle.key:
             await self.park(obstacle.ino)
+        else:
+            return False
+        return True
 
     async def park(self, ino: int, aside: str = "") -> None:
         """Copy an inode's object aside, so that another may have its key: two files changed places.  Checkpoint."""
         async with self.lock(ino):
+            await self._resolve_intent(ino)
             with self._reader.begin() as txn:
                 inode = self._reader.inode(txn, ino)
-            if inode is None or not inode.etag:
+            if inode is None or inode.is_dir or not inode.etag or (not aside and self._is_aside(inode.key)):
                 return
             source = ObjectInfo(inode.key, inode.version)
             # At the root: wherever it is in the way of something, it must not be so again.
@@ -533,6 +545,10 @@ class Publisher:
             await self._intend(ino, aside, inode.etag)
             version = await self._in_thread(partial(self._backend.copy, source, aside, Expect.ANYTHING, None))
             await self._writer.run(Park(ino, aside, version).apply)
+
+    def _is_aside(self, key: str) -> bool:
+        """Tell whether an object is aside already, by itself."""
+        return key.startswith(self._aside_prefix) and "/" not in key.removeprefix(self._aside_prefix)
 
     # --- conditions ----------------------------------------------------------------------------------------------
 

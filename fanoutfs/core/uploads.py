@@ -62,8 +62,8 @@ class _Entry:
     """One dirty inode.  Times: trio's clock."""
 
     __slots__ = (
-        "attempts", "blocked", "changed_at", "done", "due_at", "error", "failed_attempt", "failures", "is_again", "is_never",
-        "is_under_way", "is_urgent", "since",
+        "attempts", "blocked", "changed_at", "done", "due_at", "error", "failed_attempt", "failures", "is_again",
+        "is_never", "is_under_way", "is_urgent", "since",
     )  # fmt: skip
 
     def __init__(self, since: float, changed_at: float) -> None:
@@ -347,7 +347,8 @@ class Uploads:
                 self.hurry((in_the_way,))
             if in_the_way == facts.inode.ino or entry.blocked >= _PATIENCE:
                 try:
-                    await self._publisher.clear(facts.obstacle)
+                    if not await self._publisher.clear(facts.obstacle):
+                        await self._publisher.park(ino)  # a directory that may wait for this one to leave it
                 except FanoutError as error:
                     await self._note_failure(ino, entry, error)
                     return

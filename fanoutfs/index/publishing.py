@@ -103,6 +103,11 @@ class ResolveIntent:
         if version is None or (inode is not None and (inode.key, inode.etag) == (self.key, version.etag)):
             return
         known = txn.changed.departed(self.key)
+        if inode is not None and not inode.is_dir and inode.key == self.key:
+            _take_version(txn, inode, version)
+            if known is not None and known.ino == self.ino:
+                txn.changed.put_departed(self.key, Departed(self.ino, version))
+            return
         if known is None or (not known.ino and not known.version.etag):
             txn.changed.put_departed(self.key, Departed(0, version))
 
@@ -464,6 +469,15 @@ class FinishMove:
 def intent_name(ino: int) -> bytes:
     """Return the name of the setting that holds the intent of an inode (or of a further name, by its cookie)."""
     return INTENTS + b"%x." % ino
+
+
+def _take_version(txn: IndexTransaction, inode: Inode, version: Version) -> None:
+    """Let an inode's object be another version under the same key: one that we put and did not hear of."""
+    attr = inode.attr
+    if inode.is_staged:
+        _change_base(txn, inode, version)
+        attr = attr_with(attr, size_bytes=version.size_bytes)
+    txn.put_inode(replace(inode, attr=attr, etag=version.etag, version_id=version.version_id))
 
 
 def _change_base(txn: IndexTransaction, inode: Inode, version: Version) -> None:
