@@ -409,6 +409,7 @@ class Moves:
             self._uploads.take_up(obstacle.ino)
             if self._tries(move) >= _PATIENCE or obstacle.ino == inode.ino:
                 await self._publisher.clear(obstacle)
+                self._uploads.take_up(obstacle.ino)
         except StaleInodeError:
             move.left += 1  # removed meanwhile
         except (FanoutError, OSError) as error:

@@ -523,7 +523,7 @@ class Publisher:
         with self._reader.begin() as txn:
             inode = self._reader.inode(txn, obstacle.ino)
             is_orphan = self._reader.is_orphan(txn, obstacle.ino)
-        if is_orphan:
+        if is_orphan or (inode is not None and inode.is_staged and inode.is_whole):
             await self._writer.run(ReleaseObject(obstacle.ino, obstacle.key).apply)
         elif inode is not None and not inode.is_dir and inode.key == obstacle.key:
             await self.park(obstacle.ino)
@@ -540,11 +540,14 @@ class Publisher:
             if inode is None or inode.is_dir or not inode.etag or (not aside and self._is_aside(inode.key)):
                 return
             source = ObjectInfo(inode.key, inode.version)
+            parked = partial(
+                Park, now_ns=time.time_ns(), root_prefix=self._root_prefix, with_directory=bool(aside)
+            )  # fmt: skip
             # At the root: wherever it is in the way of something, it must not be so again.
             aside = aside or f"{self._aside_prefix}{ino:x}-{time.time_ns():x}"
             await self._intend(ino, aside, inode.etag)
             version = await self._in_thread(partial(self._backend.copy, source, aside, Expect.ANYTHING, None))
-            await self._writer.run(Park(ino, aside, version).apply)
+            await self._writer.run(parked(ino, aside, version).apply)
 
     def _is_aside(self, key: str) -> bool:
         """Tell whether an object is aside already, by itself."""
@@ -571,6 +574,9 @@ class Publisher:
             except PreconditionFailedError:
                 finding = await self._conflicts.examine(facts.key, facts.inode.ino, condition, size_bytes, read)
             if isinstance(finding, Finding):
+                now = self.facts.look(facts.ino)
+                if now is None or (now.key, now.condition) != (facts.key, facts.condition):
+                    raise _Displaced  # what is there was found out meanwhile: come again
                 await self._conflicts.keep_both(facts.ino, facts.key, finding.foreign)
                 raise _Displaced
             condition = finding

@@ -349,6 +349,7 @@ class Uploads:
                 try:
                     if not await self._publisher.clear(facts.obstacle):
                         await self._publisher.park(ino)  # a directory that may wait for this one to leave it
+                    self.take_up(in_the_way)
                 except FanoutError as error:
                     await self._note_failure(ino, entry, error)
                     return
