@@ -233,6 +233,7 @@ class Writer(threading.Thread):
         self.expected: dict[str, bytes] = {}
         self.is_over = threading.Event()
         self.error: BaseException | None = None
+        self.kind = ""
 
     def run(self) -> None:
         try:
@@ -247,7 +248,7 @@ class Writer(threading.Thread):
     def _step(self, number: int) -> None:
         draw = self.draw
         directory = f"d{draw.randrange(4)}"
-        kind = draw.choice(["write", "write", "write", "move", "unlink", "directory"])
+        self.kind = kind = draw.choice(["write", "write", "write", "move", "unlink", "directory"])
         if kind == "write":
             (self.root / directory).mkdir(exist_ok=True)
             path = f"{directory}/{draw.randrange(30)}"
@@ -283,7 +284,7 @@ def test_everything_arrives_over_kills_of_the_core(bucket: Bucket, seed: int) ->
         finally:
             writer.is_over.set()
             writer.join(60)
-        assert writer.error is None
+        assert writer.error is None, f"{writer.kind} {writer.error!r}\n{mount.log()[-6000:]}"
         drain(mount)
         assert tree(mount.path) == writer.expected
         assert contents(bucket) == writer.expected
