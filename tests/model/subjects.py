@@ -189,7 +189,7 @@ class MountSubject:
         self.settle()
         drain(self.mount)
         if thorough:
-            wait_until(lambda: not self.mount.status()["changes"]["departed"], "nothing is to be deleted", 90)
+            wait_for_deletions(self.mount)
 
     def put(self, path: str, body: bytes) -> None:
         """See Subject."""
@@ -210,6 +210,15 @@ class MountSubject:
 def drain(mount: Mount) -> None:
     """Upload everything now and wait for it."""
     drain_mount(mount.path)
+
+
+def wait_for_deletions(mount: Mount) -> None:
+    """Return when no object is left to be deleted.
+
+    An unlinked file's object is deleted once the kernel has forgotten the file, which is asked every few seconds; a
+    drain does not wait for that.
+    """
+    wait_until(lambda: not mount.status()["changes"]["departed"], "nothing is to be deleted", 90)
 
 
 def replace_file(path: Path, body: bytes) -> None:
