@@ -216,8 +216,10 @@ class Changes:
             if size is None or any(value is not None for value in (mode, uid, gid, atime_ns, mtime_ns)):
                 request = self._request(token, Opcode.SETATTR)
                 change = SetAttributes(ino, request, mode, uid, gid, atime_ns, mtime_ns)
-                inode = await self._writer.run(change.apply)
-                self._staging.touch(inode, atime_ns, mtime_ns)
+                # The file must not become clean between its record and its staging file, which has the times.
+                async with self._staging.held(ino):
+                    inode = await self._writer.run(change.apply)
+                    self._staging.touch(inode, atime_ns, mtime_ns)
             self._settle(ino)
             return self._staging.shown(inode)
 

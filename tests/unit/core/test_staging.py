@@ -277,6 +277,17 @@ async def test_staging_file_says_where_its_content_belongs_until_that_is_nowhere
         assert KEY_XATTR not in os.listxattr(fd)
 
 
+async def test_time_that_is_set_while_a_file_becomes_clean_is_kept(tmp_path: Path) -> None:
+    async with core_with(tmp_path) as (core, _inodes):
+        for number in range(20):
+            made = await put_staged(core, b"%d" % number, b"content")
+            assert await core.staging.seal(made.ino)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(core.staging.make_clean, made.ino, f"{number}", version(b"content"))
+                nursery.start_soon(partial(core.changes.setattr, made.ino, 0, mtime_ns=4711))
+            assert core.staging.shown(core.filesystem.inode(made.ino)).version.mtime_ns == 4711
+
+
 async def test_file_staged_again_has_another_life(tmp_path: Path) -> None:
     async with core_with(tmp_path) as (core, _inodes):
         made = await put_staged(core, b"a", b"content")
