@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from tests.fault.children import Child, Children
 from tests.fault.conftest import processes_of
 from tests.fault.ledger import Ledger, LossError, write_until_it_fails
-from tests.model.subjects import drain
+from tests.model.subjects import drain, wait_for_deletions
 from tests.support.mounts import Mount, wait_until
 
 WRITERS = 2
@@ -177,6 +177,7 @@ class Writers:
 def check_after_a_wiped_cache(mount: Mount, writers: Writers) -> None:
     """Everything in the bucket: drain, unmount, remove the cache, mount, compare.  Raises LossError."""
     drain(mount)
+    wait_for_deletions(mount)
     mount.stop()
     shutil.rmtree(mount.cache)
     mount.start()

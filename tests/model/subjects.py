@@ -51,8 +51,8 @@ class Subject(Protocol):
         """Drive what is clean out of the cache and out of memory."""
         ...
 
-    def drain(self) -> None:
-        """Return when nothing waits for upload."""
+    def drain(self, *, thorough: bool) -> None:
+        """Return when nothing waits for upload; thorough: nor for its deletion."""
         ...
 
     def put(self, path: str, body: bytes) -> None:
@@ -92,7 +92,7 @@ class PlainSubject:
         """Forget what is in memory."""
         drop_page_cache()
 
-    def drain(self) -> None:
+    def drain(self, *, thorough: bool) -> None:
         """Nothing waits."""
 
     def put(self, path: str, body: bytes) -> None:
@@ -184,10 +184,12 @@ class MountSubject:
             finally:
                 os.close(fd)
 
-    def drain(self) -> None:
+    def drain(self, *, thorough: bool) -> None:
         """See Subject."""
         self.settle()
         drain(self.mount)
+        if thorough:
+            wait_for_deletions(self.mount)
 
     def put(self, path: str, body: bytes) -> None:
         """See Subject."""
@@ -208,6 +210,15 @@ class MountSubject:
 def drain(mount: Mount) -> None:
     """Upload everything now and wait for it."""
     drain_mount(mount.path)
+
+
+def wait_for_deletions(mount: Mount) -> None:
+    """Return when no object is left to be deleted.
+
+    An unlinked file's object is deleted once the kernel has forgotten the file, which is asked every few seconds; a
+    drain does not wait for that.
+    """
+    wait_until(lambda: not mount.status()["changes"]["departed"], "nothing is to be deleted", 90)
 
 
 def replace_file(path: Path, body: bytes) -> None:

@@ -56,6 +56,8 @@ OPEN_FLAGS: Final = st.sampled_from(
     )
 )
 HOW: Final = st.sampled_from((0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, PUNCH_HOLE))
+THOROUGH: Final = st.sampled_from((False, False, False, False, True))
+"""Whether to wait, seconds, until unlinked files have been forgotten and their objects are deleted."""
 TIME_NS: Final = st.integers(1, 1_400_000_000 * 10**9)
 _OPEN_AT_MOST: Final = 6
 
@@ -128,10 +130,10 @@ BOTH: Final[dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]]] = {
 open descriptor."""
 EVENTS: Final[dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]]] = {
     "compare": (12, {}),
-    "drain": (6, {}),
+    "drain": (6, {"thorough": THOROUGH}),
     "evict": (5, {}),
-    "foreign_put": (12, {"path": st.sampled_from(FILES), "size": SIZE, "seed": SEED}),
-    "foreign_delete": (6, {"path": st.sampled_from(FILES)}),
+    "foreign_put": (12, {"path": st.sampled_from(FILES), "size": SIZE, "seed": SEED, "thorough": THOROUGH}),
+    "foreign_delete": (8, {"path": st.sampled_from(FILES), "thorough": THOROUGH}),
     "kill_core": (5, {"delay_s": DELAY}),
     "kill_front": (5, {"delay_s": DELAY}),
     "remount": (3, {}),
@@ -171,7 +173,9 @@ class WritesMachine(RuleBasedStateMachine):
         for path in ("d", "d/e", "g"):
             self._both("mkdir", {"path": path, "mode": 0o755})
         self._both("create", {"path": "d/a", "flags": 0, "mode": 0o644, "size": 3 * BLOCK_BYTES + 77, "seed": 6})
-        self.foreign_put("a", 600_000, 7)
+        self.touched: set[str] = set()
+        """Paths whose objects may have to be deleted yet: of unlinked files, which the kernel must forget first."""
+        self.foreign_put("a", 600_000, 7, thorough=False)
 
     @rule(action=ACTIONS)
     def act(self, action: tuple[str, dict[str, Any]]) -> None:
@@ -223,6 +227,10 @@ class WritesMachine(RuleBasedStateMachine):
             _moved(before, self._times(side, watched))
             for side, before in zip((self.tried, self.known), times, strict=True)
         ]
+        if name in ("unlink", "open_unlinked", "rename", "rename_with", "rmdir"):
+            self.touched |= {arguments["path"], arguments.get("target", "")}
+            if any(os.path.isdir(self.known.path(other)) for other in watched if other):
+                self.touched |= set(PATHS)
         step = f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
         if name == "seek" and isinstance(seen, tuple) and isinstance(expected, tuple):
             content = self.known.read(arguments["path"], 0, 1 << 40, False)
@@ -273,41 +281,63 @@ class WritesMachine(RuleBasedStateMachine):
     def evict(self) -> None:
         self.subject.evict()
 
-    def drain(self) -> None:
-        """Upload everything; then the bucket holds exactly what the tree does."""
-        self.subject.drain()
+    def drain(self, thorough: bool) -> None:
+        """Upload everything; then the bucket holds what the tree does, and after some time nothing else."""
+        self._settle(thorough=thorough)
         if not self.subject.has_bucket:
             return
         tree = self.known.tree()
         objects = self.subject.objects(self.top)
         for path, entry in tree.items():
-            if stat.S_ISREG(int(entry["mode"], 8)) and entry["links"] == [path] and not path.endswith(".tmp"):
+            if stat.S_ISREG(int(entry["mode"], 8)) and entry["links"] == [path] and ".tmp" not in path:
                 content = self.known.read(path, 0, 1 << 40, False)
                 assert objects.get(path) == content, f"object {path}: {_difference(objects.get(path), content)}"
         left = {key for key in objects if key.rstrip("/") not in tree and key.rstrip("/")}
-        assert not left, f"objects of files that are no more: {sorted(left)}"
+        assert not left or not thorough, f"objects of files that are no more: {sorted(left)}"
         kept_back = [key for key in objects if key.endswith(".tmp")]
         assert not kept_back, f"uploaded although they must not be: {kept_back}"
 
-    def foreign_put(self, path: str, size: int, seed: int) -> None:
+    def _settle(self, *, thorough: bool) -> None:
+        if thorough:
+            for handle, fd in list(self.known.handles.items()):
+                if not os.fstat(fd).st_nlink or stat.S_ISDIR(os.fstat(fd).st_mode):
+                    for side in (self.tried, self.known):
+                        side.handle_close(handle)
+        self.subject.drain(thorough=thorough)
+        if thorough:
+            self.touched.clear()
+
+    def foreign_put(self, path: str, size: int, seed: int, thorough: bool) -> None:
         """Another client writes an object: a new inode under the name, here as there."""
-        found = self._plain_file(path)
-        if found is False or not self._close_of(path):
+        if self._plain_file(path) is False or not self._is_free_for_others(path, thorough=thorough):
             return
-        self.subject.drain()
         content = make_content(size, 100 + seed)
         self.subject.put(f"{self.top}/{path}", content)
         replace_file(Path(self.known.path(path)), content)
         self._both("read", {"path": path, "offset": 0, "size": size + 1, "forget": False})
 
-    def foreign_delete(self, path: str) -> None:
+    def foreign_delete(self, path: str, thorough: bool) -> None:
         """Another client deletes an object."""
-        if self._plain_file(path) is not True or not self._close_of(path):
+        if self._plain_file(path) is not True or not self._is_free_for_others(path, thorough=thorough):
             return
-        self.subject.drain()
         self.subject.delete(f"{self.top}/{path}")
         os.unlink(self.known.path(path))
         self._both("stat", {"path": path, "follow": False})
+
+    def _is_free_for_others(self, path: str, *, thorough: bool) -> bool:
+        """Upload what is dirty; tell whether nothing is to be done in the bucket under this path.
+
+        Closes the file: the old version's bytes may be gone from the store when they are wanted.
+        """
+        if path in self.touched and not thorough:
+            return False
+        self._settle(thorough=path in self.touched)
+        wanted = os.lstat(self.known.path(path)).st_ino if os.path.lexists(self.known.path(path)) else 0
+        for handle, fd in list(self.known.handles.items()):
+            if os.fstat(fd).st_ino == wanted:
+                for side in (self.tried, self.known):
+                    side.handle_close(handle)
+        return True
 
     def _plain_file(self, path: str) -> bool | None:
         """Tell whether a path is a file with one name (True), free in a real directory (None), or something else."""
@@ -320,18 +350,6 @@ class WritesMachine(RuleBasedStateMachine):
         except FileNotFoundError:
             return None
         return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
-
-    def _close_of(self, path: str) -> bool:
-        """Close descriptors of a file: the old version's bytes may be gone from the store when they are wanted."""
-        try:
-            wanted = os.lstat(self.known.path(path)).st_ino
-        except FileNotFoundError:
-            return True
-        for handle, fd in list(self.known.handles.items()):
-            if os.fstat(fd).st_ino == wanted:
-                for side in (self.tried, self.known):
-                    side.handle_close(handle)
-        return True
 
     # --- comparing --------------------------------------------------------------------------------------------
 
