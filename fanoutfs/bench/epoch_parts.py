@@ -14,6 +14,8 @@ from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer, status
 from fanoutfs.bench.program import say, stage
 from fanoutfs.bench.report import Measure, Report
 
+READ_ONLY: Final = "--read-only"
+"""An epoch writes nothing, and small files are pushed into the page cache of read-only mounts only."""
 PUSH_OFF: Final = "fanoutfs, push off"
 
 
@@ -32,7 +34,7 @@ class Bench:
     def fanoutfs(self, bucket: Bucket, extra: Sequence[str] = (), cache: Path | None = None) -> Fanoutfs:
         """Return fanoutfs with the usual settings, these, and those of the command line, which come last."""
         peer = Fanoutfs(bucket, log=self.options.daemon_log, cache=cache)
-        return replace(peer, settings=(*peer.settings, *extra, *self.options.option))
+        return replace(peer, settings=(*peer.settings, READ_ONLY, *extra, *self.options.option))
 
     def epoch(self, data: DataSet) -> Epoch:
         """Return an epoch in the order of the listing."""

@@ -14,6 +14,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import trio
@@ -46,11 +47,12 @@ KEY_XATTR: Final = b"user.fanoutfs.key"
 
 
 class _Outcome:
-    """What came of a request; `done` is set at the end."""
+    """What came of a request; `done` is set at the end.  is_resent: it was the second delivery that came first."""
 
-    __slots__ = ("done", "error", "result")
+    __slots__ = ("done", "error", "is_resent", "result")
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_resent: bool) -> None:
+        self.is_resent = is_resent
         self.done = trio.Event()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -209,12 +211,15 @@ class Changes:
         async def carry_out() -> Inode:
             inode = self._filesystem.inode(ino)
             if size is not None:
-                inode = await self._staging.stage(ino, 0, 0, truncate_to=size)
+                stage = partial(self._staging.stage, ino, 0, 0, truncate_to=size)
+                inode = await self._filesystem.following(ino, stage)
             if size is None or any(value is not None for value in (mode, uid, gid, atime_ns, mtime_ns)):
                 request = self._request(token, Opcode.SETATTR)
                 change = SetAttributes(ino, request, mode, uid, gid, atime_ns, mtime_ns)
-                inode = await self._writer.run(change.apply)
-                self._staging.touch(inode, atime_ns, mtime_ns)
+                # The file must not become clean between its record and its staging file, which has the times.
+                async with self._staging.held(ino):
+                    inode = await self._writer.run(change.apply)
+                    self._staging.touch(inode, atime_ns, mtime_ns)
             self._settle(ino)
             return self._staging.shown(inode)
 
@@ -343,13 +348,14 @@ class Changes:
         if not number:
             return await carry_out()
         known = self._outcomes.get(number)
-        if known is not None and token & TOKEN_RESENT:
+        is_resent = bool(token & TOKEN_RESENT)
+        if known is not None and (is_resent or known.is_resent):
             await known.done.wait()
             if known.error is not None:
                 raise known.error
             result: T = known.result
             return result
-        outcome = self._outcomes[number] = _Outcome()
+        outcome = self._outcomes[number] = _Outcome(is_resent=is_resent)
         self._outcomes.move_to_end(number)
         if len(self._outcomes) > _REMEMBERED:
             self._outcomes.popitem(last=False)

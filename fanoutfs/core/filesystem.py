@@ -5,7 +5,9 @@ Core, trio thread only.  Names are bytes, errors are FanoutError, results are in
 
 import logging
 import time
-from typing import Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 
@@ -22,17 +24,22 @@ from fanoutfs.errors import (
     StaleInodeError,
     VersionGoneError,
 )
-from fanoutfs.index.format import Inode
+from fanoutfs.index.format import FLAG_STAGED, Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.shared import SCRATCH_BYTES, SCRATCH_SLOTS, SharedState
 from fanoutfs.wire.relay import DONE, Outcome, Verb
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _STALE_PATIENCE_S: Final = 3.0
 """How long a request waits for a fresh listing before it is served from an older one."""
 _STALE_PAUSE_S: Final = 5.0
 """After that failed, older listings serve without asking for this long."""
+_PUBLISH_PATIENCE_S: Final = 10.0
+"""How long who misses an object waits for what is being done to it: a copy within the store, rarely an upload."""
+_FOLLOWED: Final = 3
 _SCRATCH_EXPIRY_NS: Final = 30_000_000_000
 _SCRATCH_WAIT_S: Final = 0.005
 
@@ -60,6 +67,8 @@ class FileSystem:
         self._shared = shared
         self._ttl_s = metadata_ttl_s
         self._serve_stale_until = 0.0
+        self.wait_published: Callable[[int], Awaitable[None]] = _wait_for_nobody
+        """Returns when what was being done to an inode's object has been recorded."""
 
     def inode(self, ino: int) -> Inode:
         """Return an inode's record.  Raises StaleInodeError."""
@@ -107,10 +116,32 @@ class FileSystem:
     async def prepare_read(self, verb: Verb, ino: int, offset: int, length: int) -> bytes:
         """Do what a front asks for before it answers a READ; return the packed outcome.  Checkpoint."""
         try:
-            return await self._prepare_read(verb, ino, offset, length)
+            return await self.following(ino, partial(self._prepare_read, verb, ino, offset, length))
         except VersionGoneError:
             self._listings.distrust(self.inode(ino))  # the next open finds the new version
             raise
+
+    async def following(self, ino: int, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Do something that needs an inode's object; once more when we put that elsewhere or anew ourselves.
+
+        Checkpoint.  Between the store's change and our record of it only the publisher knows; he is waited for.  Not to
+        be called by what publishes.
+        """
+        for _try in range(_FOLLOWED):
+            before = self.inode(ino)
+            try:
+                return await attempt()
+            except VersionGoneError:
+                with trio.move_on_after(_PUBLISH_PATIENCE_S):
+                    await self.wait_published(ino)
+                now = self.inode(ino)
+                if (now.key, now.etag, now.flags & FLAG_STAGED) == (
+                    before.key,
+                    before.etag,
+                    before.flags & FLAG_STAGED,
+                ):
+                    raise
+        return await attempt()
 
     async def _prepare_read(self, verb: Verb, ino: int, offset: int, length: int) -> bytes:
         if self.inode(ino).is_staged:
@@ -168,6 +199,11 @@ class FileSystem:
                     self._shared.set_scratch_mark(slot, now)
                     return slot, now
             await trio.sleep(_SCRATCH_WAIT_S)
+
+
+async def _wait_for_nobody(_ino: int) -> None:
+    """Nothing is published."""
+    await trio.lowlevel.checkpoint()
 
 
 def resolve_path(filesystem: FileSystem, reader: IndexReader, root_ino: int, path: bytes) -> int:

@@ -411,6 +411,7 @@ async def serve(task: CoreTask, volume: Volume, backend: Backend, go: Go) -> Non
             )
             changes.note_dirty = outbound.note_changed
             changes.is_uploading = outbound.uploads.is_uploading
+            filesystem.wait_published = outbound.publisher.wait_idle
             staging.note_dirty = outbound.uploads.note_dirty
             for name, outbound_task in outbound.tasks().items():
                 nursery.start_soon(_kept_going, name, outbound_task, row)

@@ -9,6 +9,7 @@ import errno
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import pyfuse3
@@ -104,9 +105,9 @@ class Operations(pyfuse3.Operations):
         if verb is Verb.LIST:
             await self._filesystem.make_listed(ino)
         elif verb is Verb.STAGE:
-            await self._staging.stage(ino, off, size)
+            await self._filesystem.following(ino, partial(self._staging.stage, ino, off, size))
         elif verb is Verb.LOCALISE:
-            await self._staging.localise(ino, off, size)
+            await self._filesystem.following(ino, partial(self._staging.localise, ino, off, size))
         else:
             await self._staging.wait_for_room(size)
         return DONE.pack(Outcome.READY, 0, 0, 0)

@@ -169,6 +169,11 @@ class Publisher:
         self._row = row
         self._locks: dict[int | str, trio.Lock] = {}
 
+    async def wait_idle(self, ino: int) -> None:
+        """Return when what is being done to an inode's object has been recorded.  Checkpoint."""
+        async with self.lock(ino):
+            pass
+
     @asynccontextmanager
     async def lock(self, what: int | str) -> AsyncIterator[None]:
         """Have an inode's object, or what is under a key, to oneself; an inode first, then a key.

@@ -43,6 +43,9 @@ async def recover(
         await writer.run(ForgetRequests().apply)
     known = {(inode.ino, inode.life): inode for inode in _staged(environment, reader)}
     files = set(staging.all())
+    if files - set(known):
+        # That a file is clean may have been committed right before the kill, and not be durable yet.
+        await trio.to_thread.run_sync(environment.sync)
     for ino, life in files - set(known):
         log.warning("staging file without a record removed ino=%d life=%d", ino, life)
         staging.remove(ino, life)

@@ -136,7 +136,10 @@ class Staging:
         try:
             found = self._staging.stat(inode.ino, inode.life)
         except FileNotFoundError:
-            raise StaleInodeError(f"inode {inode.ino} has no staging file") from None
+            now = self._record(inode.ino)
+            if now.is_staged and now.life == inode.life:
+                raise StaleInodeError(f"inode {inode.ino} has no staging file") from None
+            return self.shown(now)  # it became clean since the record was read
         return replace(inode, attr=staged_attr(inode.attr, found, is_whole=inode.is_whole))
 
     async def new_file(self) -> tuple[int, int]:
@@ -154,7 +157,9 @@ class Staging:
 
     def touch(self, inode: Inode, atime_ns: int | None = None, mtime_ns: int | None = None) -> None:
         """Move the ctime of a staged file, and set its mtime where one is given.  No checkpoint."""
-        if inode.is_staged:
+        if not inode.is_staged:
+            return
+        with contextlib.suppress(FileNotFoundError):  # it became clean since the record was read
             fd = self._staging.descriptor(inode.ino, inode.life)
             if mtime_ns is not None:
                 os.utime(fd, ns=(mtime_ns if atime_ns is None else atime_ns, mtime_ns))
@@ -189,7 +194,7 @@ class Staging:
 
     async def localise(self, ino: int, offset: int, size: int) -> None:
         """Make a range of a file readable from its staging file, if it is staged.  Checkpoint.  Raises as `stage`."""
-        async with self._locked(ino):
+        async with self.held(ino):
             inode = self._record(ino)
             if inode.is_staged and not inode.is_whole:
                 await self._localise(inode, offset, offset + size)
@@ -240,7 +245,7 @@ class Staging:
 
     async def seal(self, ino: int) -> SealedFile | None:
         """Have nobody write to a staged file until it is clean or unsealed; None: it is not staged.  Checkpoint."""
-        async with self._locked(ino):
+        async with self.held(ino):
             inode = self._find(ino)
             if inode is None or not inode.is_staged:
                 return None
@@ -258,7 +263,7 @@ class Staging:
 
     async def unseal(self, ino: int) -> None:
         """Let a sealed file be written to again.  Checkpoint."""
-        async with self._locked(ino):
+        async with self.held(ino):
             inode = self._find(ino)
             if inode is not None and inode.is_staged:
                 await self._unseal(inode)
@@ -280,7 +285,7 @@ class Staging:
         checksums: block of the file → xxh3, as far as they are known.  Returns False when the file is gone or was not
         sealed; see the module's docstring for the order.  Raises InvariantError, DatabaseError.
         """
-        async with self._locked(ino):
+        async with self.held(ino):
             inode = self._find(ino)
             if inode is None or not inode.is_staged or not inode.is_sealed:
                 return False
@@ -374,7 +379,8 @@ class Staging:
         return inode
 
     @asynccontextmanager
-    async def _locked(self, ino: int) -> AsyncIterator[None]:
+    async def held(self, ino: int) -> AsyncIterator[None]:
+        """Keep an inode from being staged, cut, sealed or made clean meanwhile."""
         held = self._locks.setdefault(ino, _Held())
         held.users += 1
         try:
@@ -389,7 +395,7 @@ class Staging:
     async def _writable(self, ino: int) -> AsyncIterator[Inode]:
         """Hold the lock of a regular file that is not sealed; yield its record."""
         while True:
-            async with self._locked(ino):
+            async with self.held(ino):
                 inode = self._record(ino)
                 if not stat.S_ISREG(inode.mode):
                     raise RefusedError(errno.EISDIR if inode.is_dir else errno.EINVAL)

@@ -1,7 +1,8 @@
 """What one front tells the core of use that the core does not see: see wire.hints.
 
-Reads of small files are frequent and told in packets of many, at the latest before the front sleeps; the others are
-rare (one per directory and period, one per 8 MiB) and sent at once.
+Reads of small files are frequent and told in packets of many, at the latest before the front sleeps; files written in
+packets of many within half a second.  The others are rare (one per directory and period, one per 8 MiB) and sent at
+once.
 """
 
 import socket
@@ -14,6 +15,7 @@ from fanoutfs.wire.hints import HINTS_PER_PACKET, Hint, HintKind, encode_hints, 
 
 _TABLE: Final = 8192
 _WRITTEN_PERIOD_S: Final = 1.0
+_WRITTEN_DELAY_S: Final = 0.5
 
 
 class HintSender:
@@ -29,6 +31,8 @@ class HintSender:
         self._last_part: dict[int, int] = {}
         self._small_reads: list[int] = []
         self._written: dict[int, float] = {}
+        self._unsaid: list[tuple[int, int]] = []
+        self._unsaid_since_s = 0.0
 
     def note_directory(self, ino: int) -> None:
         """Tell that a directory is in use, once per period."""
@@ -52,14 +56,32 @@ class HintSender:
         self._send(Hint(HintKind.PART_READ, ino, part).encode())
 
     def note_written(self, ino: int) -> None:
-        """Tell that a staging file was written, at most once a second."""
+        """Tell, within half a second, that a staging file was written; the same file at most once a second.
+
+        Not at once: each new file is written, and a packet for each would cost the core more than the file's creation.
+        """
         now = time.monotonic()
         if now - self._written.get(ino, float("-inf")) < _WRITTEN_PERIOD_S:
             return
         if len(self._written) >= _TABLE:
             self._written.clear()
-        if self._send(Hint(HintKind.WRITTEN, ino).encode()):
-            self._written[ino] = now
+        self._written[ino] = now
+        if not self._unsaid:
+            self._unsaid_since_s = now
+        self._unsaid.append((ino, 0))
+        if len(self._unsaid) >= HINTS_PER_PACKET:
+            self._say_written()
+
+    @property
+    def pause_s(self) -> float | None:
+        """How long the front may sleep before `flush` has something to do; None: for ever."""
+        if not self._unsaid:
+            return None
+        return max(0.0, self._unsaid_since_s + _WRITTEN_DELAY_S - time.monotonic())
+
+    def _say_written(self) -> None:
+        self._send(encode_hints(HintKind.WRITTEN, self._unsaid))
+        self._unsaid.clear()
 
     def note_small_read(self, ino: int) -> None:
         """Tell, with the next packet, that a small file was read from its beginning."""
@@ -89,6 +111,8 @@ class HintSender:
         if self._small_reads:
             self._send(encode_small_reads(self._small_reads))
             self._small_reads.clear()
+        if self._unsaid and time.monotonic() - self._unsaid_since_s >= _WRITTEN_DELAY_S:
+            self._say_written()
 
     def _send(self, packet: bytes) -> bool:
         try:

@@ -6,6 +6,9 @@ contents of a batch are copied and verified first, inside the busy mark that gra
 transaction, and written after both have ended.  Nobody ever waits for this process: the core drops what the channel
 does not take, and a unmount or a new generation just kills it.
 
+On read-only mounts only: a store replaces pages that were just written, dirty ones too, and nothing tells whether there
+are any.
+
 What it pushes is never stale: content does not change under an inode number, and numbers are not used twice.  A
 number that the kernel does not hold is refused (ENOENT).  Pushing a content again over pages that are in use writes
 the same bytes.  The kernel's size of the inode stays: a content is as long as its object, so the store ends there.

@@ -80,7 +80,14 @@ class Worker:
                 continue  # more may be there: do not sleep
             self._hints.flush()
             self._handlers.tidy()
-            epoll.poll(_WAITING_POLL_S if self._relay.is_waiting else self._handlers.tidy_pause_s)
+            epoll.poll(self._pause_s())
+
+    def _pause_s(self) -> float | None:
+        """Return how long to sleep at most; None: until a request or an answer arrives."""
+        if self._relay.is_waiting:
+            return _WAITING_POLL_S
+        pauses = [pause for pause in (self._handlers.tidy_pause_s, self._hints.pause_s) if pause is not None]
+        return min(pauses, default=None)
 
     def turn(self) -> bool:
         """Serve what is there, up to a batch of answers and of requests; tell whether more may be waiting."""

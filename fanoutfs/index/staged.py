@@ -150,7 +150,7 @@ class MakeClean:
         clean = self._record(inode)
         txn.add_totals(0, clean.size_bytes - inode.size_bytes)
         for part in txn.parts(self.ino):
-            kept = 0 if inode.is_whole else kept_blocks(txn, inode, part, clean.size_bytes)
+            kept = 0 if inode.is_whole or clean.is_small else kept_blocks(txn, inode, part, clean.size_bytes)
             DropBlocks(self.ino, part, ~kept).apply(txn)
         txn.changed.delete_staged(self.ino)
         txn.put_inode(clean)

@@ -4,6 +4,9 @@ The kernel goes on from the cookie of the last entry it was given.  That entry m
 reads thousands of names, removes the files, and reads on), and the index does not know any more where it stood.  Fronts
 note it here, in memory that all of them share: each may be the one that is asked for the rest.
 
+A listing that the kernel took from its own cache of the directory may stand anywhere, not only where an answer ended.
+Then the index must still know the entry: it does until the kernel has forgotten the inode.
+
 A table of fixed slots, found by directory and cookie; a newer note replaces an older one.  There are no locks: a slot
 carries a checksum of all it says, so that one which two fronts wrote at the same time is not believed.
 """

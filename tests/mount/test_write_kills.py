@@ -16,9 +16,15 @@ KILLS = 12
 LINE = 64
 
 
-@pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Mount]:
-    with mounted(f"file://{tmp_path}", "--metadata-ttl", "indefinite", "--no-upload", "*") as place:
+UPLOADS = {
+    "staged": ("--no-upload", "*"),
+    "uploaded at once": ("--upload-delay", "0s", "--upload-deadline", "0s"),
+}
+
+
+@pytest.fixture(params=UPLOADS)
+def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mount]:
+    with mounted(f"file://{tmp_path}", "--metadata-ttl", "indefinite", *UPLOADS[request.param]) as place:
         yield place
 
 

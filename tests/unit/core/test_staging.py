@@ -19,7 +19,8 @@ from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.recovery import recover
 from fanoutfs.errors import FanoutError, RefusedError, VersionGoneError
-from fanoutfs.index.format import Inode
+from fanoutfs.index.format import Dirty, Inode
+from fanoutfs.index.publishing import MakePublished
 from fanoutfs.observe.catalog import Count
 from fanoutfs.records import BLOCK_BYTES, MIB, PART_BYTES, ROOT_INO, Version
 from fanoutfs.wire.relay import Verb
@@ -276,6 +277,17 @@ async def test_staging_file_says_where_its_content_belongs_until_that_is_nowhere
         assert KEY_XATTR not in os.listxattr(fd)
 
 
+async def test_time_that_is_set_while_a_file_becomes_clean_is_kept(tmp_path: Path) -> None:
+    async with core_with(tmp_path) as (core, _inodes):
+        for number in range(20):
+            made = await put_staged(core, b"%d" % number, b"content")
+            assert await core.staging.seal(made.ino)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(core.staging.make_clean, made.ino, f"{number}", version(b"content"))
+                nursery.start_soon(partial(core.changes.setattr, made.ino, 0, mtime_ns=4711))
+            assert core.staging.shown(core.filesystem.inode(made.ino)).version.mtime_ns == 4711
+
+
 async def test_file_staged_again_has_another_life(tmp_path: Path) -> None:
     async with core_with(tmp_path) as (core, _inodes):
         made = await put_staged(core, b"a", b"content")
@@ -348,6 +360,36 @@ async def test_staging_files_and_records_are_brought_together(tmp_path: Path) ->
         await core.staging.stage(cut.ino, 0, 0, truncate_to=200)
         await core.staging.localise(cut.ino, 0, 200)
         assert staged(core, cut.ino) == LARGE[:100] + bytes(100)
+
+
+async def test_index_is_synced_before_a_file_goes_that_it_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with core_with(tmp_path) as (core, _inodes):
+        core.staging_files.create(4711, 4712)
+        seen: list[list[tuple[int, int]]] = []
+        monkeypatch.setattr(core.environment, "sync", lambda: seen.append(names(core)))
+        await recovered(core)
+        assert seen == [[(4711, 4712)]] and names(core) == []
+
+
+async def test_reader_finds_an_object_that_was_put_anew_by_ourselves(tmp_path: Path) -> None:
+    async with core_with(tmp_path, a=b"content") as (core, inodes):
+        inode = inodes["a"]
+        (core.source / "a").unlink()
+        core.write("a", b"content")  # published, and not recorded yet
+
+        async def record(ino: int) -> None:
+            (page,) = core.pages.scan("")
+            (found,) = page.objects
+            published = MakePublished(ino, "a", found.version, Dirty.META, None, "")
+            await core.writer.run(published.apply)
+
+        with pytest.raises(VersionGoneError):
+            await core.filesystem.prepare_read(Verb.FILL, inode.ino, 0, 7)
+        core.filesystem.wait_published = record
+        await core.filesystem.prepare_read(Verb.FILL, inode.ino, 0, 7)
+        assert core.small.has(inode.ino)
 
 
 async def test_orphan_takes_its_staging_file_along(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Front:
         row = rig.shared.row(FIRST_FRONT_ROW + number)
         kernel = KernelChannel(rig.fuse.fileno(), row)
         relay = Relay(rig.relay, rig.shared, number, row, fronts=2)
-        hints = HintSender(rig.hints, row, 60.0, has_pusher=False)
+        self.hints = hints = HintSender(rig.hints, row, 60.0, has_pusher=False)
         self.staging = StagingFiles(rig.path)
         handlers = Handlers(
             kernel=kernel,
@@ -181,6 +181,10 @@ class Rig:
             while True:
                 found += decode_hints(self.core_hints.recv(PACKET_BYTES))
         return found
+
+    def hints_of_front(self, front: int = 0) -> HintSender:
+        """Return what tells the core."""
+        return self.fronts[front].hints
 
     # --- the index ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,10 +84,27 @@ def test_write_of_a_staged_file_stays_with_the_front(whole: Rig) -> None:
     assert whole.shared.total(Count.WRITER_BYTES) == 3
 
 
-def test_write_is_told_to_the_core_once_a_second(whole: Rig) -> None:
+def test_writes_are_told_to_the_core_later_and_once_a_second(whole: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     whole.write(INO, 0, b"a")
     whole.write(INO, 1, b"b")
+    whole.hints_of_front().flush()
+    assert whole.told() == []
+    clock.now += 0.6
+    whole.hints_of_front().flush()
     assert whole.told() == [Hint(HintKind.WRITTEN, INO)]
+    assert whole.hints_of_front().pause_s is None
+    clock.now += 0.6
+    whole.write(INO, 0, b"c")
+    assert whole.hints_of_front().pause_s == pytest.approx(0.5)
+
+
+class Clock:
+    """time.monotonic under a test's control."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
 
 def test_short_write_body_is_refused(whole: Rig) -> None:
