@@ -108,7 +108,7 @@ class ResolveIntent:
             if known is not None and known.ino == self.ino:
                 txn.changed.put_departed(self.key, Departed(self.ino, version))
             return
-        if known is None or (not known.ino and not known.version.etag):
+        if known is None or known.ino in (0, self.ino):
             txn.changed.put_departed(self.key, Departed(0, version))
 
 
