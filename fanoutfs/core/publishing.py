@@ -52,6 +52,7 @@ from fanoutfs.index.publishing import (
     NOTHING,
     SETTLED,
     DropDirty,
+    DropNameless,
     MakePublished,
     NoteIntent,
     NoteState,
@@ -201,7 +202,8 @@ class Publisher:
             facts = self.facts.look(ino)
             if facts is None:
                 await self._resolve_intent(ino)
-                return await self._drop(ino)
+                is_clean = await self._writer.run(DropNameless(ino, self._root_prefix).apply)
+                return Outcome.CLEAN if is_clean else Outcome.CHANGED
             if self._is_never(facts):
                 await self._writer.run(NoteState(ino, add=Dirty.NEVER).apply)
                 return Outcome.NEVER
@@ -259,13 +261,10 @@ class Publisher:
         await self._resolve_intent(ino, but=key)
         await self._writer.run(NoteIntent(ino, key, etag).apply)
 
-    async def _drop(self, ino: int) -> Outcome:
-        """Forget that an inode is dirty if no name leads to it any more."""
-        with self._reader.begin() as txn:
-            dirty = self._reader.changed(txn).dirty(ino)
-        if dirty is not None and not await self._writer.run(DropDirty(ino, dirty).apply):
-            return Outcome.CHANGED
-        return Outcome.CLEAN
+    async def _drop(self, facts: Facts) -> Outcome:
+        """Forget that an inode is dirty: the store lacks nothing of it."""
+        is_same = await self._writer.run(DropDirty(facts.ino, facts.dirty).apply)
+        return Outcome.CLEAN if is_same else Outcome.CHANGED
 
     def _is_never(self, facts: Facts) -> bool:
         is_moved_only = not facts.inode.is_staged and facts.source is not None
@@ -469,7 +468,7 @@ class Publisher:
             is_dirty = self._reader.changed(txn).dirty(facts.inode.ino) is not None
         source = facts.source
         if is_dirty or source is None:
-            return Outcome.BLOCKED if is_dirty else await self._drop(facts.ino)
+            return Outcome.BLOCKED if is_dirty else await self._drop(facts)
         # With a token: the object of a further name is known by nothing else.
         token = make_token(self._tag, facts.inode.ino, facts.ino, facts.dirty.changed_ns)
         properties = properties_of(facts.inode, facts.inode.version.mtime_ns, facts.xattrs, token)
@@ -483,7 +482,7 @@ class Publisher:
     async def _publish_directory(self, facts: Facts) -> Outcome:
         """Put a directory's marker, where the store has such.  One that only moved keeps what it has (`moves`)."""
         if not facts.dirty.what & SETTLED:
-            return Outcome.BLOCKED if facts.inode.is_held else await self._drop(facts.ino)
+            return Outcome.BLOCKED if facts.inode.is_held else await self._drop(facts)
         is_marked = (await self._in_thread(self._backend.abilities)).can_mark_directories
         if is_marked:
             token = make_token(self._tag, facts.inode.ino, facts.dirty.changed_ns)
@@ -579,7 +578,7 @@ class Publisher:
             except PreconditionFailedError:
                 finding = await self._conflicts.examine(facts.key, facts.inode.ino, condition, size_bytes, read)
             if isinstance(finding, Finding):
-                now = self.facts.look(facts.ino)
+                now = self.facts.look(facts.ino, facts.dirty)
                 if now is None or (now.key, now.condition) != (facts.key, facts.condition):
                     raise _Displaced  # what is there was found out meanwhile: come again
                 await self._conflicts.keep_both(facts.ino, facts.key, finding.foreign)

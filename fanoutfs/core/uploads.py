@@ -146,13 +146,14 @@ class Uploads:
         for cookie in cookies:
             self.take_up(cookie)
         entry = self._entries.get(ino)
-        if dirty is None and entry is not None and not entry.is_under_way:
-            if self._publisher.facts.intent(ino) is not None:
-                entry.is_urgent = True  # what became of the last try has to be found out
-                self._schedule(ino, entry)
-            else:
-                del self._entries[ino]
-                self._release(entry)
+        if dirty is not None:
+            return
+        if self._publisher.facts.intent(ino) is not None:
+            self.note_dirty(ino)  # what became of the last try has to be found out
+            self.hurry((ino,))
+        elif entry is not None and not entry.is_under_way:
+            del self._entries[ino]
+            self._release(entry)
 
     def is_uploading(self, ino: int) -> bool:
         """Tell whether an inode is being uploaded."""

@@ -108,7 +108,7 @@ class ResolveIntent:
             if known is not None and known.ino == self.ino:
                 txn.changed.put_departed(self.key, Departed(self.ino, version))
             return
-        if known is None or (not known.ino and not known.version.etag):
+        if known is None or known.ino in (0, self.ino):
             txn.changed.put_departed(self.key, Departed(0, version))
 
 
@@ -313,8 +313,27 @@ class NoteState:
 
 
 @dataclass(frozen=True, slots=True)
+class DropNameless:
+    """Forget that an inode is dirty if no name leads to it.  Returns whether it is not dirty now."""
+
+    ino: int
+    root_prefix: str
+
+    def apply(self, txn: IndexTransaction) -> bool:
+        if txn.changed.dirty(self.ino) is None:
+            return True
+        if Places.of_transaction(txn, self.root_prefix).key(self.ino) is not None and not txn.is_orphan(self.ino):
+            return False  # it was staged or renamed a moment ago
+        inode = txn.inode(self.ino)
+        if inode is not None and inode.is_staged and not txn.is_orphan(self.ino):
+            return False  # whatever its name, what it holds is nowhere else
+        txn.changed.delete_dirty(self.ino)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class DropDirty:
-    """Forget that an inode is dirty: no name leads to it, or nothing differs.  Returns whether it was as `seen`."""
+    """Forget that an inode is dirty: nothing differs.  Returns whether it was as `seen`."""
 
     ino: int
     seen: DirtyRecord | None
