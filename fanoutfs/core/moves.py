@@ -86,11 +86,13 @@ class Moves:
         listings: Listings,
         publisher: Publisher,
         uploads: Uploads,
+        make_durable: Callable[[], Awaitable[None]],
         requests: int,
         delay_s: float,
         tag: str,
         row: memoryview,
     ) -> None:
+        """make_durable: returns when everything committed so far survives a power cut; raises OSError."""
         self._backend = backend
         self._root_prefix = root_prefix
         self._reader = reader
@@ -98,6 +100,7 @@ class Moves:
         self._listings = listings
         self._publisher = publisher
         self._uploads = uploads
+        self._make_durable = make_durable
         self._limiter = trio.CapacityLimiter(requests + 1)  # one of them is the directory that is being moved
         self._delay_s = min(delay_s, _MAX_DELAY_S)
         self._tag = tag
@@ -245,7 +248,11 @@ class Moves:
     # --- deletions -------------------------------------------------------------------------------------------------
 
     async def _delete(self, key: str, departed: Departed) -> bool:
-        """Delete a departed object, if it is still that one.  Returns False when it is not its time."""
+        """Delete a departed object, if it is still that one.  Returns False when it is not its time.
+
+        An index that a power cut threw back behind the departure would look for content in what is deleted here.
+        """
+        await self._make_durable()
         with self._reader.begin() as txn:
             places = Places.of_reader(self._reader, txn, self._root_prefix)
             if places.records.departed(key) != departed:
