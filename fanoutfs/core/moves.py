@@ -90,11 +90,13 @@ class Moves:
         listings: Listings,
         publisher: Publisher,
         uploads: Uploads,
+        make_durable: Callable[[], Awaitable[None]],
         requests: int,
         delay_s: float,
         tag: str,
         row: memoryview,
     ) -> None:
+        """make_durable: returns when everything committed so far survives a power cut; raises OSError."""
         self._backend = backend
         self._root_prefix = root_prefix
         self._reader = reader
@@ -103,6 +105,7 @@ class Moves:
         self._listings = listings
         self._publisher = publisher
         self._uploads = uploads
+        self._make_durable = make_durable
         self._limiter = trio.CapacityLimiter(requests + 1)  # one of them is the directory that is being moved
         self._delay_s = min(delay_s, _MAX_DELAY_S)
         self._tag = tag
@@ -254,7 +257,11 @@ class Moves:
             return await self._delete(key, departed)
 
     async def _delete(self, key: str, departed: Departed) -> bool:
-        """Delete a departed object, if it is still that one.  Returns False when it is not its time."""
+        """Delete a departed object, if it is still that one.  Returns False when it is not its time.
+
+        An index that a power cut threw back behind the departure would look for content in what is deleted here.
+        """
+        await self._make_durable()
         with self._reader.begin() as txn:
             places = Places.of_reader(self._reader, txn, self._root_prefix)
             if places.records.departed(key) != departed:
@@ -271,25 +278,43 @@ class Moves:
         elif inode is not None and dirty is not None and not dirty.what & Dirty.NEVER and not inode.is_dir:
             return False  # the upload that is to come replaces the object
         elif inode is None or inode.key != key or inode.etag != departed.version.etag:
-            await self._delete_object(key, departed)
+            await self._delete_object(key, departed, is_free=ino is None)
         self._settle(key)
         await self._writer.run(FinishDeparted(key, departed, self._root_prefix).apply)
         return True
 
-    async def _delete_object(self, key: str, departed: Departed) -> None:
+    async def _delete_object(self, key: str, departed: Departed, *, is_free: bool) -> None:
+        """Delete the object, if it is the departed version; is_free: no name leads to its key any more.
+
+        An upload that was under way when the core was killed may have come through without being noted.  Its object
+        bears this volume's tag: where the key is free it is as departed as the version before it.
+        """
         version = departed.version
         try:
             if not version.etag:  # the object of a further hard link: whose it is its token says
-                details = await self._in_thread(partial(self._backend.details, key))
-                if not is_tagged(details.properties, self._tag):
-                    return
-                version = details.info.version
+                await self._delete_ours(key)
+                return
             await self._in_thread(partial(self._backend.delete, key, version))
             bump(self._row, Count.OBJECTS_DELETED)
         except ObjectMissingError:
             return
         except PreconditionFailedError:
-            log.info("object was changed by somebody else, it stays key=%s", key)
+            if not is_free or not await self._delete_ours(key):
+                log.info("object was changed by somebody else, it stays key=%s", key)
+
+    async def _delete_ours(self, key: str) -> bool:
+        """Delete an object if this volume has put it; tell whether it is gone.  Raises as the backend does."""
+        try:
+            details = await self._in_thread(partial(self._backend.details, key))
+            if not is_tagged(details.properties, self._tag):
+                return False
+            await self._in_thread(partial(self._backend.delete, key, details.info.version))
+        except ObjectMissingError:
+            return True
+        except PreconditionFailedError:
+            return False
+        bump(self._row, Count.OBJECTS_DELETED)
+        return True
 
     async def _delete_marker(self, key: str) -> None:
         if (await self._in_thread(self._backend.abilities)).can_mark_directories:

@@ -175,6 +175,7 @@ def make_outbound(
         listings=listings,
         publisher=publisher,
         uploads=uploads,
+        make_durable=staging.sync_names,
         requests=config.upload_requests,
         delay_s=config.upload_delay,
         tag=tag,

@@ -112,6 +112,10 @@ class StagedContent(Protocol):
         """Make a sealed inode's content the cached content of an object; False: it is not sealed."""
         ...
 
+    async def sync_names(self) -> None:
+        """Return when everything committed so far survives a power cut."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
@@ -257,9 +261,13 @@ class Publisher:
         await self._writer.run(ResolveIntent(ino, key, version).apply)
 
     async def _intend(self, ino: int, key: str, etag: str = "") -> None:
-        """Remember that an object is about to be put under a key.  etag: see NoteIntent."""
+        """Remember, over a power cut too, that an object is about to be put under a key.  etag: see NoteIntent.
+
+        An index that fell back behind the request would hold the content for that of an object which is replaced.
+        """
         await self._resolve_intent(ino, but=key)
         await self._writer.run(NoteIntent(ino, key, etag).apply)
+        await self._staging.sync_names()
 
     async def _drop(self, facts: Facts) -> Outcome:
         """Forget that an inode is dirty: the store lacks nothing of it."""
