@@ -18,13 +18,14 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.conflicts import Conflicts
 from fanoutfs.core.control import Command
 from fanoutfs.core.drain import Drains
+from fanoutfs.core.facts import StagedContent
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.moves import Moves
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.notify import ChangeLog
-from fanoutfs.core.publishing import Publisher, StagedContent
+from fanoutfs.core.publishing import Publisher
 from fanoutfs.core.uploads import Uploads, is_excluded
 from fanoutfs.core.warming import Rate
 from fanoutfs.errors import FanoutError
