@@ -20,7 +20,7 @@ from fanoutfs.backend.base import Backend
 from fanoutfs.backend.writing import Condition, Expect
 from fanoutfs.clock import Clock
 from fanoutfs.core.properties import is_ours, owner_of
-from fanoutfs.errors import BackendError, ObjectMissingError
+from fanoutfs.errors import BackendError, ObjectMissingError, StaleInodeError
 from fanoutfs.index.format import Ownership
 from fanoutfs.index.names import NAME_MAX_BYTES
 from fanoutfs.index.operations import Change
@@ -56,11 +56,11 @@ class Conflicts:
         root_prefix: str,
         tag: str,
         publish: Callable[[list[Change]], Awaitable[None]],
-        intended_key: Callable[[int], str],
+        is_needed: Callable[[int, ObjectInfo], bool],
         row: memoryview,
     ) -> None:
-        """publish: tells the kernel of changes.  intended_key: where an object of an inode may be unnoticed, or ""."""
-        self._intended_key = intended_key
+        """publish: tells the kernel of changes.  is_needed: tells whether an object is that of an inode's record."""
+        self._is_needed = is_needed
         self._backend = backend
         self._writer = writer
         self._ownership = ownership
@@ -90,8 +90,10 @@ class Conflicts:
         if is_ours(found.properties, self._tag, ino):
             return version
         other = owner_of(found.properties, self._tag)
-        if other is not None and self._intended_key(other) == key:
-            return version  # another file of ours was to be here, and has gone or moved since
+        if other is not None:
+            if self._is_needed(other, found.info):
+                raise StaleInodeError(f"{key} is still taken by inode {other}")
+            return version  # put for another file of ours, which has gone or moved since
         same = partial(self._is_same, found.info, size_bytes, read)
         if await trio.to_thread.run_sync(same, abandon_on_cancel=True):
             return version

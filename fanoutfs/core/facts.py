@@ -6,13 +6,52 @@ Core.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Protocol
 
 from fanoutfs.backend.writing import Condition, Expect
 from fanoutfs.index.format import DirtyRecord, Inode
 from fanoutfs.index.places import Obstacle, Places
 from fanoutfs.index.publishing import INTENTS, intent_name
 from fanoutfs.index.reader import IndexReader
-from fanoutfs.records import ObjectInfo
+from fanoutfs.records import ObjectInfo, Version
+
+
+class Outcome(Enum):
+    """How a publish ended."""
+
+    CLEAN = auto()  # nothing is dirty any more
+    CHANGED = auto()  # written to since, or meanwhile: come again
+    NEVER = auto()  # its name is not to be uploaded
+    BLOCKED = auto()  # another inode's object has to leave the key first
+
+
+class StagedContent(Protocol):
+    """What publishing needs of `core.staging`."""
+
+    async def stage(self, ino: int, offset: int, size: int) -> object:
+        """Make an inode's newest content a staging file."""
+        ...
+
+    async def localise(self, ino: int, offset: int, size: int) -> None:
+        """Bring a range below the base size into the staging file."""
+        ...
+
+    async def seal(self, ino: int) -> object | None:
+        """Let no front write any more; None: not staged."""
+        ...
+
+    async def unseal(self, ino: int) -> None:
+        """Let fronts write again."""
+        ...
+
+    async def make_clean(self, ino: int, key: str, version: Version, checksums: Mapping[int, int] | None) -> bool:
+        """Make a sealed inode's content the cached content of an object; False: it is not sealed."""
+        ...
+
+    async def sync_names(self) -> None:
+        """Return when everything committed so far survives a power cut."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

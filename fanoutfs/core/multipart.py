@@ -39,8 +39,7 @@ from fanoutfs.observe.shared import bump
 from fanoutfs.records import GIB, ObjectInfo, Version
 
 if TYPE_CHECKING:
-    from fanoutfs.core.facts import Facts
-    from fanoutfs.core.publishing import StagedContent
+    from fanoutfs.core.facts import Facts, StagedContent
 
 log = logging.getLogger(__name__)
 

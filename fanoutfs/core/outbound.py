@@ -18,14 +18,14 @@ from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.conflicts import Conflicts
 from fanoutfs.core.control import Command
 from fanoutfs.core.drain import Drains
-from fanoutfs.core.facts import FactsReader
+from fanoutfs.core.facts import StagedContent
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.moves import Moves
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.notify import ChangeLog
-from fanoutfs.core.publishing import Publisher, StagedContent
+from fanoutfs.core.publishing import Publisher
 from fanoutfs.core.uploads import Uploads, is_excluded
 from fanoutfs.core.warming import Rate
 from fanoutfs.errors import FanoutError
@@ -34,6 +34,7 @@ from fanoutfs.index.operations import Change
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
+from fanoutfs.records import ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def make_outbound(
         root_prefix=root_prefix,
         tag=tag,
         publish=tell_kernel,
-        intended_key=partial(_intended_key, FactsReader(reader, root_prefix)),
+        is_needed=partial(_is_needed, reader),
         row=row,
     )
     publisher = Publisher(
@@ -185,6 +186,9 @@ def make_outbound(
     return Outbound(publisher, uploads, moves, drains, multipart)
 
 
-def _intended_key(facts: FactsReader, ino: int) -> str:
-    intent = facts.intent(ino)
-    return "" if intent is None else intent[0]
+def _is_needed(reader: IndexReader, ino: int, found: ObjectInfo) -> bool:
+    """Tell whether an inode that has a name holds this very object."""
+    with reader.begin() as txn:
+        inode = reader.inode(txn, ino)
+        is_orphan = reader.is_orphan(txn, ino)
+    return inode is not None and not is_orphan and (inode.key, inode.etag) == (found.key, found.version.etag)

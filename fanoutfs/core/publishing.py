@@ -19,12 +19,11 @@ import logging
 import os
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from enum import Enum, auto
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -34,7 +33,7 @@ from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.conflicts import Conflicts, Finding
 from fanoutfs.core.content import TICK_NS, Stamp, checksums_of, copy_file, read_all
-from fanoutfs.core.facts import Facts, FactsReader
+from fanoutfs.core.facts import Facts, FactsReader, Outcome, StagedContent
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.properties import is_ours, make_token, properties_of, with_token
@@ -78,43 +77,6 @@ _MEMORY_BYTES: Final = 128 * MIB
 """Contents of single puts held at once: what was read is one state, a file that is streamed need not stay so."""
 _FINDINGS: Final = 4
 """Times that an object may turn out to be another than expected within one publish."""
-
-
-class Outcome(Enum):
-    """How a publish ended."""
-
-    CLEAN = auto()  # nothing is dirty any more
-    CHANGED = auto()  # written to since, or meanwhile: come again
-    NEVER = auto()  # its name is not to be uploaded
-    BLOCKED = auto()  # another inode's object has to leave the key first
-
-
-class StagedContent(Protocol):
-    """What publishing needs of `core.staging`."""
-
-    async def stage(self, ino: int, offset: int, size: int) -> object:
-        """Make an inode's newest content a staging file."""
-        ...
-
-    async def localise(self, ino: int, offset: int, size: int) -> None:
-        """Bring a range below the base size into the staging file."""
-        ...
-
-    async def seal(self, ino: int) -> object | None:
-        """Let no front write any more; None: not staged."""
-        ...
-
-    async def unseal(self, ino: int) -> None:
-        """Let fronts write again."""
-        ...
-
-    async def make_clean(self, ino: int, key: str, version: Version, checksums: Mapping[int, int] | None) -> bool:
-        """Make a sealed inode's content the cached content of an object; False: it is not sealed."""
-        ...
-
-    async def sync_names(self) -> None:
-        """Return when everything committed so far survives a power cut."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from typing import Any, Final
 import trio
 
 from fanoutfs.clock import Clock
-from fanoutfs.core.publishing import Outcome, Publisher
+from fanoutfs.core.facts import Outcome
+from fanoutfs.core.publishing import Publisher
 from fanoutfs.errors import (
     AccessDeniedError,
     BackendError,
