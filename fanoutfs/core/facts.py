@@ -47,11 +47,11 @@ class FactsReader:
         self._reader = reader
         self._root_prefix = root_prefix
 
-    def look(self, ino: int) -> Facts | None:
-        """Return what is to be published of an inode; None: nothing."""
+    def look(self, ino: int, assumed: DirtyRecord | None = None) -> Facts | None:
+        """Return what is to be published of an inode; None: nothing.  assumed: its dirty record if it has none."""
         with self._reader.begin() as txn:
             places = Places.of_reader(self._reader, txn, self._root_prefix)
-            dirty = places.records.dirty(ino)
+            dirty = places.records.dirty(ino) or assumed
             if dirty is None:
                 return None
             return self.facts(places, ino, dirty)

@@ -27,7 +27,7 @@ from fanoutfs.backend.base import Backend
 from fanoutfs.backend.writing import Expect
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.properties import is_tagged
-from fanoutfs.core.publishing import Publisher
+from fanoutfs.core.publishing import Publisher, aside_prefix
 from fanoutfs.core.uploads import Uploads
 from fanoutfs.errors import FanoutError, ObjectMissingError, PreconditionFailedError, StaleInodeError
 from fanoutfs.index.format import Departed, Dirty, Inode
@@ -191,7 +191,7 @@ class Moves:
         async with trio.open_nursery() as nursery:
             for key, departed in due:
                 if not departed.ino:
-                    nursery.start_soon(self._attempt, key, departed, partial(self._delete, key, departed))
+                    nursery.start_soon(self._attempt, key, departed, partial(self._delete_alone, key, departed))
                 elif key.endswith("/"):
                     self._moving.setdefault(departed.ino, (key, departed))
                     self._has_moves.set()
@@ -246,6 +246,10 @@ class Moves:
         self._error = error
 
     # --- deletions -------------------------------------------------------------------------------------------------
+
+    async def _delete_alone(self, key: str, departed: Departed) -> bool:
+        async with self._publisher.lock(key):
+            return await self._delete(key, departed)
 
     async def _delete(self, key: str, departed: Departed) -> bool:
         """Delete a departed object, if it is still that one.  Returns False when it is not its time.
@@ -367,7 +371,7 @@ class Moves:
         if inode is None:
             return False
         # Aside: every object that is below its old prefixes, and the prefix that the directory goes by.
-        aside = f"{self._root_prefix}.fanoutfs-{self._tag}-{move.ino:x}/"
+        aside = f"{aside_prefix(self._root_prefix, self._tag)}{move.ino:x}/"
         log.info("two directories changed places, objects go aside first prefix=%s", aside)
         aside_move = _Move(move.ino, move.old, aside, is_aside=True)
         await self._writer.run(BeginMove(move.ino, aside).apply)
@@ -440,6 +444,7 @@ class Moves:
             self._uploads.take_up(obstacle.ino)
             if self._tries(move) >= _PATIENCE or obstacle.ino == inode.ino:
                 await self._publisher.clear(obstacle)
+                self._uploads.take_up(obstacle.ino)
         except StaleInodeError:
             move.left += 1  # removed meanwhile
         except (FanoutError, OSError) as error:

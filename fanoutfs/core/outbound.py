@@ -38,6 +38,7 @@ from fanoutfs.index.writer import GroupWriter
 log = logging.getLogger(__name__)
 
 _RETRY_S: Final = 30.0
+_SOON_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,10 @@ class Outbound:
     async def _resolve_intents(self) -> None:
         """Find out, now and then, what came of requests whose answers nobody heard."""
         while True:
-            try:
-                await self.publisher.resolve_intents(self.uploads.is_queued)
-            except FanoutError as error:
-                log.info("unanswered requests are not looked into yet: %s", error)
-            await trio.sleep(_RETRY_S)
+            failure = await self.publisher.resolve_intents(self.uploads.is_queued)
+            if failure is not None:
+                log.debug("unanswered requests are not looked into yet: %s", failure)
+            await trio.sleep(_RETRY_S if failure is None else _SOON_S)
 
 
 def make_outbound(

@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import stat
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ from fanoutfs.index.publishing import (
     NOTHING,
     SETTLED,
     DropDirty,
+    DropNameless,
     MakePublished,
     NoteIntent,
     NoteState,
@@ -168,10 +170,9 @@ class Publisher:
         self._memory = Admission(_MEMORY_BYTES, requests)
         self._delay_ns = int(delay_s * 1e9)
         self._tag = tag
+        self._aside_prefix = aside_prefix(root_prefix, tag)
         self._row = row
-        self._locks: dict[int, trio.Lock] = {}
-        self._keys: set[str] = set()
-        """Keys that are being published to."""
+        self._locks: dict[int | str, trio.Lock] = {}
 
     async def wait_idle(self, ino: int) -> None:
         """Return when what is being done to an inode's object has been recorded.  Checkpoint."""
@@ -179,13 +180,18 @@ class Publisher:
             pass
 
     @asynccontextmanager
-    async def lock(self, ino: int) -> AsyncIterator[None]:
-        """Have an inode's object to oneself."""
-        lock = self._locks.setdefault(ino, trio.Lock())
-        async with lock:
-            yield
-        if not lock.statistics().tasks_waiting and not lock.locked():
-            self._locks.pop(ino, None)
+    async def lock(self, what: int | str) -> AsyncIterator[None]:
+        """Have an inode's object, or what is under a key, to oneself; an inode first, then a key.
+
+        A deletion must not be overtaken by a put under its key: of equal content, it would have the same version.
+        """
+        lock = self._locks.setdefault(what, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._locks.pop(what, None)
 
     # --- what there is to do -----------------------------------------------------------------------------------
 
@@ -200,25 +206,21 @@ class Publisher:
             facts = self.facts.look(ino)
             if facts is None:
                 await self._resolve_intent(ino)
-                return await self._drop(ino)
+                is_clean = await self._writer.run(DropNameless(ino, self._root_prefix).apply)
+                return Outcome.CLEAN if is_clean else Outcome.CHANGED
             if self._is_never(facts):
                 await self._writer.run(NoteState(ino, add=Dirty.NEVER).apply)
                 return Outcome.NEVER
             await self._resolve_intent(ino, but=facts.key)  # what it left elsewhere may be in somebody's way
-            known, facts = facts, self.facts.look(ino)
-            if facts is None or facts.key != known.key:
-                return Outcome.CHANGED
-            # A key that another inode's object is on its way to is not free, though nothing recorded says so yet: the
-            # two may have changed names since that was sent.
-            if facts.obstacle is not None or facts.key in self._keys:
-                return Outcome.BLOCKED
-            self._keys.add(facts.key)
-            try:
-                return await self._publish_facts(facts, is_overdue=is_overdue, is_urgent=is_urgent)
-            finally:
-                self._keys.discard(facts.key)
+            async with self.lock(facts.key):
+                now = self.facts.look(ino)
+                if now is None or now.key != facts.key:
+                    return Outcome.CHANGED
+                if now.obstacle is not None:
+                    return Outcome.BLOCKED
+                return await self._publish(now, is_overdue=is_overdue, is_urgent=is_urgent)
 
-    async def _publish_facts(self, facts: Facts, *, is_overdue: bool, is_urgent: bool) -> Outcome:
+    async def _publish(self, facts: Facts, *, is_overdue: bool, is_urgent: bool) -> Outcome:
         if facts.is_link:
             return await self._publish_link(facts)
         if facts.inode.is_dir:
@@ -227,12 +229,20 @@ class Publisher:
             return await self._publish_content(facts, is_overdue=is_overdue, is_urgent=is_urgent)
         return await self._publish_unstaged(facts)
 
-    async def resolve_intents(self, is_queued: Callable[[int], bool]) -> None:
-        """Find out what came of requests whose answers nobody heard, for inodes that are not queued.  Checkpoint."""
+    async def resolve_intents(self, is_queued: Callable[[int], bool]) -> FanoutError | None:
+        """Find out what came of requests whose answers nobody heard, for inodes that are not queued.  Checkpoint.
+
+        Returns why some of it is not known yet.
+        """
+        failure: FanoutError | None = None
         for ino in self.facts.intents():
             if not is_queued(ino):
                 async with self.lock(ino):
-                    await self._resolve_intent(ino)
+                    try:
+                        await self._resolve_intent(ino)
+                    except FanoutError as error:
+                        failure = error
+        return failure
 
     async def _resolve_intent(self, ino: int, but: str = "") -> None:
         """Find out whether an object of an inode is under the key of an earlier attempt.  but: the key of the next."""
@@ -243,7 +253,8 @@ class Publisher:
         version: Version | None = None
         try:
             found = await self._in_thread(partial(self._backend.details, key))
-            if is_ours(found.properties, self._tag, ino) or (etag and found.info.version.etag == etag):
+            is_copy = (etag and found.info.version.etag == etag) or key.startswith(self._aside_prefix)
+            if is_copy or is_ours(found.properties, self._tag, ino):
                 version = found.info.version
         except ObjectMissingError:
             version = None
@@ -258,13 +269,10 @@ class Publisher:
         await self._writer.run(NoteIntent(ino, key, etag).apply)
         await self._staging.sync_names()
 
-    async def _drop(self, ino: int) -> Outcome:
-        """Forget that an inode is dirty if no name leads to it any more."""
-        with self._reader.begin() as txn:
-            dirty = self._reader.changed(txn).dirty(ino)
-        if dirty is not None and not await self._writer.run(DropDirty(ino, dirty).apply):
-            return Outcome.CHANGED
-        return Outcome.CLEAN
+    async def _drop(self, facts: Facts) -> Outcome:
+        """Forget that an inode is dirty: the store lacks nothing of it."""
+        is_same = await self._writer.run(DropDirty(facts.ino, facts.dirty).apply)
+        return Outcome.CLEAN if is_same else Outcome.CHANGED
 
     def _is_never(self, facts: Facts) -> bool:
         is_moved_only = not facts.inode.is_staged and facts.source is not None
@@ -468,7 +476,7 @@ class Publisher:
             is_dirty = self._reader.changed(txn).dirty(facts.inode.ino) is not None
         source = facts.source
         if is_dirty or source is None:
-            return Outcome.BLOCKED if is_dirty else await self._drop(facts.ino)
+            return Outcome.BLOCKED if is_dirty else await self._drop(facts)
         # With a token: the object of a further name is known by nothing else.
         token = make_token(self._tag, facts.inode.ino, facts.ino, facts.dirty.changed_ns)
         properties = properties_of(facts.inode, facts.inode.version.mtime_ns, facts.xattrs, token)
@@ -482,7 +490,7 @@ class Publisher:
     async def _publish_directory(self, facts: Facts) -> Outcome:
         """Put a directory's marker, where the store has such.  One that only moved keeps what it has (`moves`)."""
         if not facts.dirty.what & SETTLED:
-            return Outcome.BLOCKED if facts.inode.is_held else await self._drop(facts.ino)
+            return Outcome.BLOCKED if facts.inode.is_held else await self._drop(facts)
         is_marked = (await self._in_thread(self._backend.abilities)).can_mark_directories
         if is_marked:
             token = make_token(self._tag, facts.inode.ino, facts.dirty.changed_ns)
@@ -505,7 +513,7 @@ class Publisher:
 
         Returns what is in the way.  Raises FanoutError.
         """
-        async with self.lock(ino):
+        async with self.lock(ino), self.lock(key):
             with self._reader.begin() as txn:
                 places = Places.of_reader(self._reader, txn, self._root_prefix)
                 inode, dirty = places.inode(ino), places.records.dirty(ino)
@@ -522,29 +530,40 @@ class Publisher:
                 await self._published(facts, version, NOTHING)
             return None
 
-    async def clear(self, obstacle: Obstacle) -> None:
-        """Free the key that something holds which does not go by itself.  Checkpoint."""
+    async def clear(self, obstacle: Obstacle) -> bool:
+        """Free the key that something holds which does not go by itself; False: it is no file.  Checkpoint."""
         with self._reader.begin() as txn:
             inode = self._reader.inode(txn, obstacle.ino)
             is_orphan = self._reader.is_orphan(txn, obstacle.ino)
-        if is_orphan:
+        if is_orphan or (inode is not None and inode.is_staged and inode.is_whole):
             await self._writer.run(ReleaseObject(obstacle.ino, obstacle.key).apply)
         elif inode is not None and not inode.is_dir and inode.key == obstacle.key:
             await self.park(obstacle.ino)
+        else:
+            return False
+        return True
 
     async def park(self, ino: int, aside: str = "") -> None:
         """Copy an inode's object aside, so that another may have its key: two files changed places.  Checkpoint."""
         async with self.lock(ino):
+            await self._resolve_intent(ino)
             with self._reader.begin() as txn:
                 inode = self._reader.inode(txn, ino)
-            if inode is None or not inode.etag:
+            if inode is None or inode.is_dir or not inode.etag or (not aside and self._is_aside(inode.key)):
                 return
             source = ObjectInfo(inode.key, inode.version)
+            parked = partial(
+                Park, now_ns=time.time_ns(), root_prefix=self._root_prefix, with_directory=bool(aside)
+            )  # fmt: skip
             # At the root: wherever it is in the way of something, it must not be so again.
-            aside = aside or f"{self._root_prefix}.fanoutfs-{self._tag}-{ino:x}"
+            aside = aside or f"{self._aside_prefix}{ino:x}-{time.time_ns():x}"
             await self._intend(ino, aside, inode.etag)
             version = await self._in_thread(partial(self._backend.copy, source, aside, Expect.ANYTHING, None))
-            await self._writer.run(Park(ino, aside, version).apply)
+            await self._writer.run(parked(ino, aside, version).apply)
+
+    def _is_aside(self, key: str) -> bool:
+        """Tell whether an object is aside already, by itself."""
+        return key.startswith(self._aside_prefix) and "/" not in key.removeprefix(self._aside_prefix)
 
     # --- conditions ----------------------------------------------------------------------------------------------
 
@@ -567,6 +586,9 @@ class Publisher:
             except PreconditionFailedError:
                 finding = await self._conflicts.examine(facts.key, facts.inode.ino, condition, size_bytes, read)
             if isinstance(finding, Finding):
+                now = self.facts.look(facts.ino, facts.dirty)
+                if now is None or (now.key, now.condition) != (facts.key, facts.condition):
+                    raise _Displaced  # what is there was found out meanwhile: come again
                 await self._conflicts.keep_both(facts.ino, facts.key, finding.foreign)
                 raise _Displaced
             condition = finding
@@ -598,6 +620,11 @@ class Publisher:
 
 class _Displaced(Exception):  # noqa: N818 - not an error: the inode goes on under another name
     """A foreign object has the key; the inode was given another name."""
+
+
+def aside_prefix(root_prefix: str, tag: str) -> str:
+    """Return what the keys begin with under which objects wait that had to make way for others."""
+    return f"{root_prefix}.fanoutfs-{tag}-"
 
 
 def _digest(text: str) -> int:

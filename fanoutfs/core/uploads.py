@@ -62,8 +62,8 @@ class _Entry:
     """One dirty inode.  Times: trio's clock."""
 
     __slots__ = (
-        "attempts", "blocked", "changed_at", "done", "due_at", "error", "failures", "is_again", "is_never",
-        "is_under_way", "is_urgent", "since",
+        "attempts", "blocked", "changed_at", "done", "due_at", "error", "failed_attempt", "failures", "is_again",
+        "is_never", "is_under_way", "is_urgent", "since",
     )  # fmt: skip
 
     def __init__(self, since: float, changed_at: float) -> None:
@@ -75,6 +75,7 @@ class _Entry:
         self.is_again = False
         self.is_never = False
         self.attempts = 0
+        self.failed_attempt = 0
         self.failures = 0
         self.blocked = 0
         self.error: FanoutError | None = None
@@ -145,13 +146,14 @@ class Uploads:
         for cookie in cookies:
             self.take_up(cookie)
         entry = self._entries.get(ino)
-        if dirty is None and entry is not None and not entry.is_under_way:
-            if self._publisher.facts.intent(ino) is not None:
-                entry.is_urgent = True  # what became of the last try has to be found out
-                self._schedule(ino, entry)
-            else:
-                del self._entries[ino]
-                self._release(entry)
+        if dirty is not None:
+            return
+        if self._publisher.facts.intent(ino) is not None:
+            self.note_dirty(ino)  # what became of the last try has to be found out
+            self.hurry((ino,))
+        elif entry is not None and not entry.is_under_way:
+            del self._entries[ino]
+            self._release(entry)
 
     def is_uploading(self, ino: int) -> bool:
         """Tell whether an inode is being uploaded."""
@@ -207,7 +209,7 @@ class Uploads:
     def error_of(self, ino: int, attempts: int) -> FanoutError | None:
         """Return why an inode could not be uploaded, if it was tried more often than this since."""
         entry = self._entries.get(ino)
-        return None if entry is None or entry.attempts <= attempts else entry.error
+        return None if entry is None or entry.failed_attempt <= attempts else entry.error
 
     def is_queued(self, ino: int) -> bool:
         """Tell whether an inode is in the queue."""
@@ -346,7 +348,9 @@ class Uploads:
                 self.hurry((in_the_way,))
             if in_the_way == facts.inode.ino or entry.blocked >= _PATIENCE:
                 try:
-                    await self._publisher.clear(facts.obstacle)
+                    if not await self._publisher.clear(facts.obstacle):
+                        await self._publisher.park(ino)  # a directory that may wait for this one to leave it
+                    self.take_up(in_the_way)
                 except FanoutError as error:
                     await self._note_failure(ino, entry, error)
                     return
@@ -357,6 +361,7 @@ class Uploads:
     async def _note_failure(self, ino: int, entry: _Entry, failure: FanoutError) -> None:
         bump(self._row, Count.UPLOADS_FAILED)
         entry.failures += 1
+        entry.failed_attempt = entry.attempts
         entry.is_under_way = False
         is_news = entry.error is None or type(entry.error) is not type(failure)
         entry.error = failure

@@ -111,10 +111,18 @@ class Places:
             if found is not None and not (found.key == key and self._may_go(found.ino, ino, key)):
                 return found
         if not key.endswith("/"):
-            for below, departed in self.records.all_departed(f"{key}/"):
-                if not self.is_target(below, departed):
-                    return Obstacle(departed.ino, below)
+            return self._below(f"{key}/")
         return None
+
+    def _below(self, prefix: str) -> Obstacle | None:
+        """Return what has to leave from below a prefix: a file if there is one, a directory goes after its files."""
+        found: Obstacle | None = None
+        for key, departed in self.records.all_departed(prefix):
+            if not self.is_target(key, departed):
+                found = Obstacle(departed.ino, key)
+                if departed.ino and not key.endswith("/"):
+                    return found
+        return found
 
     def _may_go(self, owner: int, ino: int, key: str) -> bool:
         """Tell whether the object at a key may be replaced by the one of `ino`: nobody here needs it."""

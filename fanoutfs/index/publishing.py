@@ -103,7 +103,12 @@ class ResolveIntent:
         if version is None or (inode is not None and (inode.key, inode.etag) == (self.key, version.etag)):
             return
         known = txn.changed.departed(self.key)
-        if known is None or (not known.ino and not known.version.etag):
+        if inode is not None and not inode.is_dir and inode.key == self.key:
+            _take_version(txn, inode, version)
+            if known is not None and known.ino == self.ino:
+                txn.changed.put_departed(self.key, Departed(self.ino, version))
+            return
+        if known is None or known.ino in (0, self.ino):
             txn.changed.put_departed(self.key, Departed(0, version))
 
 
@@ -240,11 +245,17 @@ class PublishDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Note that an inode's object was copied aside, to make room for another at its old key."""
+    """Note that an inode's object was copied aside, to make room for another at its old key.
+
+    with_directory: so was all that is below a directory, with which it goes on; else it is the queue's.
+    """
 
     ino: int
     key: str
     version: Version
+    now_ns: int
+    root_prefix: str
+    with_directory: bool
 
     def apply(self, txn: IndexTransaction) -> None:
         inode = txn.inode(self.ino)
@@ -252,6 +263,10 @@ class Park:
         if inode is None or txn.is_orphan(self.ino):
             txn.changed.put_departed(self.key, Departed(0, self.version))
             return
+        place = Places.of_transaction(txn, self.root_prefix).place(self.ino)
+        if not self.with_directory and place is not None and txn.changed.dirty(self.ino) is None:
+            txn.changed.put_dirty(self.ino, DirtyRecord(self.now_ns, self.now_ns, NOTHING))
+            txn.changed.put_name(self.ino, *place)
         txn.changed.put_departed(inode.key, Departed(0, inode.version))
         txn.changed.put_departed(self.key, Departed(self.ino, self.version))
         etag, version_id = self.version.etag, self.version.version_id
@@ -260,15 +275,24 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseObject:
-    """Have the object of an unlinked file deleted although somebody has it open: its key is needed."""
+    """Have an object deleted that its file can do without, because its key is needed.
+
+    That of a file whose content is all here, or of an unlinked one that somebody may have open still.
+    """
 
     ino: int
     key: str
 
     def apply(self, txn: IndexTransaction) -> None:
         known = txn.changed.departed(self.key)
-        if known is not None and known.ino == self.ino and txn.is_orphan(self.ino):
-            txn.changed.put_departed(self.key, replace(known, ino=0))
+        inode = txn.inode(self.ino)
+        if known is None or known.ino != self.ino or inode is None:
+            return
+        if inode.is_staged and inode.is_whole and inode.key == self.key:
+            txn.put_inode(replace(inode, key="", etag="", version_id=""))
+        elif not txn.is_orphan(self.ino):
+            return
+        txn.changed.put_departed(self.key, replace(known, ino=0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +313,27 @@ class NoteState:
 
 
 @dataclass(frozen=True, slots=True)
+class DropNameless:
+    """Forget that an inode is dirty if no name leads to it.  Returns whether it is not dirty now."""
+
+    ino: int
+    root_prefix: str
+
+    def apply(self, txn: IndexTransaction) -> bool:
+        if txn.changed.dirty(self.ino) is None:
+            return True
+        if Places.of_transaction(txn, self.root_prefix).key(self.ino) is not None and not txn.is_orphan(self.ino):
+            return False  # it was staged or renamed a moment ago
+        inode = txn.inode(self.ino)
+        if inode is not None and inode.is_staged and not txn.is_orphan(self.ino):
+            return False  # whatever its name, what it holds is nowhere else
+        txn.changed.delete_dirty(self.ino)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
 class DropDirty:
-    """Forget that an inode is dirty: no name leads to it, or nothing differs.  Returns whether it was as `seen`."""
+    """Forget that an inode is dirty: nothing differs.  Returns whether it was as `seen`."""
 
     ino: int
     seen: DirtyRecord | None
@@ -464,6 +507,15 @@ class FinishMove:
 def intent_name(ino: int) -> bytes:
     """Return the name of the setting that holds the intent of an inode (or of a further name, by its cookie)."""
     return INTENTS + b"%x." % ino
+
+
+def _take_version(txn: IndexTransaction, inode: Inode, version: Version) -> None:
+    """Let an inode's object be another version under the same key: one that we put and did not hear of."""
+    attr = inode.attr
+    if inode.is_staged:
+        _change_base(txn, inode, version)
+        attr = attr_with(attr, size_bytes=version.size_bytes)
+    txn.put_inode(replace(inode, attr=attr, etag=version.etag, version_id=version.version_id))
 
 
 def _change_base(txn: IndexTransaction, inode: Inode, version: Version) -> None:

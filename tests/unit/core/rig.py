@@ -192,6 +192,7 @@ async def running_core(
     plan_window_bytes: int = MIB,
     small_bytes: int = 16 * MIB,
     staging_bytes: int = GIB,
+    make_backend: type[PagedBackend] = PagedBackend,
 ) -> AsyncIterator[Rig]:
     """Put the parts together as core.main does, and take them apart at the end."""
     (path / "objects").mkdir()
@@ -202,7 +203,7 @@ async def running_core(
     clock = TurnedClock()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     kernel: list[bytes] = []
-    pages = PagedBackend(str(source))
+    pages = make_backend(str(source))
     backend = FaultyBackend(pages)
     with open_index(path) as environment:
         reader = IndexReader(environment)

@@ -24,7 +24,7 @@ from fanoutfs.index.changes import Link, MakeNode, Rename, Rmdir, Unlink
 from fanoutfs.index.format import Inode
 from fanoutfs.index.operations import FreeOrphans
 from fanoutfs.index.places import Places
-from fanoutfs.index.publishing import TagVolume
+from fanoutfs.index.publishing import INTENTS, TagVolume
 from fanoutfs.index.requests import Request
 from fanoutfs.records import ROOT_INO
 from tests.unit.core.rig import Rig, running_core
@@ -190,13 +190,14 @@ class Sender:
         return found
 
     def left(self) -> tuple[list[str], list[str]]:
-        """Return what is dirty (by key) and what has departed."""
+        """Return what is dirty (by key), and what has departed or may be in the store unnoticed."""
         with self.rig.reader.begin() as txn:
             places = Places.of_reader(self.rig.reader, txn, "")
             dirty = [
                 f"{ino} {places.key(ino)} {record.what!r} {record.error}" for ino, record in places.records.all_dirty()
             ]
             departed = [f"{key} -> {record.ino}" for key, record in places.records.all_departed()]
+            departed += [f"{name!r} {key!r}" for name, key in self.rig.reader.settings(txn, INTENTS).items()]
         return dirty, departed
 
     async def settled(self, deadline_s: float = 6.0) -> None:

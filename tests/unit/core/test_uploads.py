@@ -221,7 +221,7 @@ async def test_store_that_is_down_is_tried_by_one_at_a_time(tmp_path: Path) -> N
             await sender.create(f"f{number}", b"content")
         await sender.settled()
         assert len(sender.bucket()) == 20
-        assert sender.rig.backend.calls["put"] == 23
+        assert 23 <= sender.rig.backend.calls["put"] <= 25
 
 
 async def test_what_changed_during_the_put_is_put_again(tmp_path: Path) -> None:
