@@ -140,7 +140,7 @@ class Moves:
             for departed_key, departed in places.records.all_departed():
                 if departed.ino and self._reader.is_orphan(txn, departed.ino):
                     above.update(departed_key[: at + 1] for at, letter in enumerate(departed_key) if letter == "/")
-                else:
+                elif not departed.ino or not self._is_never_uploaded(places, departed.ino):
                     rest.append((departed_key, departed))
             for departed_key, departed in rest:
                 if not departed.ino and departed_key in above:
@@ -153,6 +153,12 @@ class Moves:
                 if not key:
                     return True
         return False
+
+    @staticmethod
+    def _is_never_uploaded(places: Places, ino: int) -> bool:
+        """Tell whether a file got a name that is not uploaded: what it left behind stays until it has another."""
+        dirty = places.records.dirty(ino)
+        return dirty is not None and bool(dirty.what & Dirty.NEVER)
 
     def left(self) -> int:
         """Return how many keys are departed: nothing is to be done when there are none."""

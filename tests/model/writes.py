@@ -194,15 +194,15 @@ class WritesMachine(RuleBasedStateMachine):
 
     @rule(action=ACTIONS)
     def act(self, action: tuple[str, dict[str, Any]]) -> None:
-        name, arguments = action
-        if name.startswith("handle_") and not self.known.handles:
-            name, arguments = "open", {"path": "d/a", "flags": os.O_RDWR | os.O_CREAT, "mode": 0o644}
         self.steps += 1
         if self.steps % PERIOD == 0:
             # Hypothesis varies what it has tried, and may leave a rare kind of step out of a whole run.
             event, with_what = TURNS[(self.steps // PERIOD + self.examples) % len(TURNS)]
             self.statistics[event] += 1
             getattr(self, event)(**with_what)
+        name, arguments = action
+        if name.startswith("handle_") and not self.known.handles:
+            name, arguments = "open", {"path": "d/a", "flags": os.O_RDWR | os.O_CREAT, "mode": 0o644}
         if self.examples > 1:  # the first example is as simple as hypothesis can make it, and does not count
             self.statistics[name] += 1
         if name in EVENTS:
