@@ -91,7 +91,7 @@ def test_ordinary_user_mounts_reads_and_unmounts(base: Path, bucket: Bucket) -> 
     done = _as_nobody(
         base,
         """
-        fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT"
+        fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT" --read-only
         id -u
         stat -c '%u %g %a' mnt/directory/file
         cat mnt/directory/file; echo

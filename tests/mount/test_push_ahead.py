@@ -44,7 +44,7 @@ def photos(bucket: Bucket) -> Bucket:
 def mount(photos: Bucket, proxy: Proxy) -> Iterator[Mount]:
     options = ("--endpoint-url", proxy.endpoint, "--region", REGION, "--metadata-ttl", "indefinite")
     window = ("--plan-window", f"{WINDOW_FILES * SIZE}B")
-    with mounted(photos.url, *options, *window, env=photos.env) as mount:
+    with mounted(photos.url, "--read-only", *options, *window, env=photos.env) as mount:
         kernel.read_all(mount.path / "learn")  # the kernel learns that there are no opens
         yield mount
 
