@@ -30,7 +30,7 @@ import xxhash
 
 from fanoutfs.cache.segments import FOLDER, SegmentDescriptors
 from fanoutfs.index.format import INO_KEY
-from fanoutfs.index.store import LMDB_ENGINE, MAX_READERS
+from fanoutfs.index.store import LMDB_ENGINE, MAX_READERS, extend_to_header
 from fanoutfs.records import MIB
 
 FORMAT_VERSION: Final = 2
@@ -108,21 +108,12 @@ class SmallEnvironment:
         )
         try:
             if writable:
-                self._extend()
+                extend_to_header(self.env)
                 self._check_format()
             self.places, self.rosters, self.segments = (self.env.open_db(name, create=writable) for name in _DATABASES)
         except (lmdb.Error, SmallFormatError):
             self.env.close()
             raise
-
-    def _extend(self) -> None:
-        """Make the file as long as its header says it is: touching a page behind its end kills the process (SIGBUS).
-
-        The zeros that are there instead are no valid page.
-        """
-        wanted = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
-        if os.stat(self.env.path()).st_size < wanted:
-            os.truncate(self.env.path(), wanted)
 
     def _check_format(self) -> None:
         with self.env.begin(write=True) as txn:

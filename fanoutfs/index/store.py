@@ -41,7 +41,7 @@ class IndexEnvironment:
             lib_version=LMDB_ENGINE,
         )
         try:
-            is_short = writable and self._extend()
+            is_short = writable and extend_to_header(self.env)
             self.settings, self.entries, self.inodes, self.blocks, self.orphans = (
                 self.env.open_db(name, create=writable) for name in DATABASES
             )
@@ -50,19 +50,6 @@ class IndexEnvironment:
         except lmdb.Error:
             self.env.close()
             raise
-
-    def _extend(self) -> bool:
-        """Make the file as long as its header says it is; tell whether it was not.
-
-        A power cut may leave it short, and touching a page behind its end kills the process (SIGBUS), again at every
-        start.  LMDB recognises the zeros that are there instead.
-        """
-        path = self.env.path()
-        wanted = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
-        if os.stat(path).st_size >= wanted:
-            return False
-        os.truncate(path, wanted)
-        return True
 
     def _walk(self) -> None:
         """Touch every record.  Raises lmdb.CorruptedError.
@@ -81,3 +68,17 @@ class IndexEnvironment:
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def extend_to_header(env: lmdb.Environment) -> bool:
+    """Make an environment's file as long as its header says it is; tell whether it was not.
+
+    A power cut may leave it short, and touching a page behind its end kills the process (SIGBUS), again at every start.
+    LMDB recognises the zeros that are there instead: they are no valid page.
+    """
+    path = env.path()
+    wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if os.stat(path).st_size >= wanted:
+        return False
+    os.truncate(path, wanted)
+    return True
