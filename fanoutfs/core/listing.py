@@ -67,7 +67,6 @@ class _Listing:
         self.progress = trio.Event()  # replaced after each page
         self.first_page = trio.Event()
         self.done = trio.Event()
-        self.published = trio.Event()
         self.error: FanoutError | None = None
         self.asked_names: set[bytes] = set()
 
@@ -158,10 +157,11 @@ class Listings:
         if ino in self._under_way:  # it may be past what changed
             with contextlib.suppress(FanoutError):
                 await self.refresh(ino)
-        listing = self._join(ino)
-        await self._wait(listing)
-        await listing.published.wait()
-        # What an earlier listing had found was no change any more, and may still be on its way to the kernel.
+        await self._wait(self._join(ino))
+        await self.told()  # also what an earlier listing had found, which was no change to this one any more
+
+    async def told(self) -> None:
+        """Return when the kernel knows every change found before now.  Checkpoint.  Not for request handlers."""
         for told in tuple(self._telling):
             await told.wait()
 
@@ -273,7 +273,6 @@ class Listings:
         # notification back until their requests in this directory are answered.  A listing that failed half-way has
         # committed pages, too.
         await self.publish(changes)
-        listing.published.set()
         # A name asked for by itself may have gone before the listing came to where it stood.
         for name in listing.asked_names:
             try:

@@ -150,7 +150,8 @@ async def test_name_shown_before_the_first_listing_ended_and_changed_since_is_to
         core.write("b", b"another version")
         listing = core.listings._under_way[ROOT_INO]
         core.pages.pages.release(100)
-        await listing.published.wait()
+        await listing.done.wait()
+        await core.listings.told()
         assert entries_told(core) == [b"b"]
 
 
