@@ -10,6 +10,7 @@ the message is shown to a person as one line.
 """
 
 import errno
+import os
 
 
 class FanoutError(Exception):
@@ -76,6 +77,12 @@ class DaemonDiedError(FanoutError):
     exit_code = 17
 
 
+class RegressionError(FanoutError):
+    """`bench`: a figure is worse than the baseline's, beyond the noise bound; everything was measured and written."""
+
+    exit_code = 40
+
+
 # --- backend: what an object store can answer ------------------------------------------------------------------
 
 
@@ -119,17 +126,67 @@ class VersionGoneError(BackendError):
     errno_code = errno.ESTALE
 
 
+class ArchivedError(BackendError):
+    """The object is in a storage class that is read only after a restore (S3 InvalidObjectState, Azure BlobArchived).
+
+    ENODATA, as Lustre says of a file that is released and cannot be brought back: nothing is wrong with the name, the
+    rights or the store, the bytes are not there now.
+    """
+
+    errno_code = errno.ENODATA
+    exit_code = 27
+
+
+class PreconditionFailedError(BackendError):
+    """A conditional change did not happen: the object is not in the version (or not absent) that was expected.
+
+    A foreign change; whoever writes makes a conflict of it, nobody overwrites.
+    """
+
+    errno_code = errno.ESTALE
+
+
+class ReadOnlyStoreError(BackendError):
+    """The store takes no changes at all: an http source, a server without this method."""
+
+    errno_code = errno.EROFS
+
+
+class StoreFullError(BackendError):
+    """The store has no room or a quota is reached: 507, QuotaExceeded, ENOSPC of a directory."""
+
+    errno_code = errno.ENOSPC
+
+
+class MetadataTooLargeError(BackendError):
+    """An object cannot hold these attributes: more than 2 KiB of them, or a name that is not UTF-8."""
+
+    errno_code = errno.ENOSPC
+
+
+class UploadMissingError(BackendError):
+    """The store does not know this multipart upload (any more): completed, aborted, or expired by a rule."""
+
+
+class UnsupportedError(BackendError):
+    """The store cannot do this (see Abilities); the caller has another way."""
+
+    errno_code = errno.EOPNOTSUPP
+
+
 class TransientError(BackendError):
     """The store or the way to it failed for now: 429, 5xx, reset, timeout, short or wrong body.  Worth a retry.
 
     retry_after_s: what the store asked for (Retry-After), or None.
+    is_settled: nothing comes of the request any more: it was answered, or never sent.
     """
 
     exit_code = 24
 
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after_s: float | None = None, *, is_settled: bool = False) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.is_settled = is_settled
 
 
 class DisorderedListingError(BackendError):
@@ -159,14 +216,36 @@ class NotADirectoryInIndexError(FanoutError):
     errno_code = errno.ENOTDIR
 
 
+class RefusedError(FanoutError):
+    """POSIX says no to a change of the namespace: the name exists, the directory is not empty.  Carries its errno."""
+
+    def __init__(self, errno_code: int, what: str = "") -> None:
+        super().__init__(what or os.strerror(errno_code))
+        self.errno_code = errno_code
+
+
+class NamesUnknownError(FanoutError):
+    """A directory's names are not all known, or were some time ago: the store may have one that is to be made."""
+
+
 class CacheFullError(FanoutError):
     """There is no room in the cache and nothing can be evicted; the caller reads through instead."""
 
     errno_code = errno.ENOSPC
 
 
+class DiskGoneError(FanoutError):
+    """A cache directory on a disk of its own was taken out of service; the caller takes another one."""
+
+
 class DatabaseError(FanoutError):
     """LMDB refused a change: the disk is full or failing, or the map is; nothing of the change is in the file."""
+
+
+class IndexFullError(DatabaseError):
+    """The disk has no room for a change of the index."""
+
+    errno_code = errno.ENOSPC
 
 
 class StoreBrokenError(DatabaseError):

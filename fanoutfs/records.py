@@ -34,10 +34,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object of a listing.  key: full key inside the bucket, as the store spells it."""
+    """One object of a listing.  key: full key inside the bucket, as the store spells it.
+
+    storage_class: "" where the store does not say, or in its default class.
+    """
 
     key: str
     version: Version
+    storage_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +55,44 @@ class ListPage:
     objects: tuple[ObjectInfo, ...]
     prefixes: tuple[str, ...]
     hidden: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """What a staging file says of itself.
+
+    key: the object key its content shall have, "" when that is not known.
+    base: the object it was before it was changed, which fills what the file lacks below base_size; None: it was none.
+    local: {part: bits} of the blocks below base_size that the file has.
+    """
+
+    ino: int
+    life: int
+    key: str
+    size_bytes: int
+    mtime_ns: int
+    base: Version | None = None
+    base_size: int = 0
+    local: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What a request waited for in the core.  is_again: for bytes that had been in the cache before."""
+
+    backend_ns: int
+    queue_ns: int
+    disk_ns: int
+    is_again: bool = False
+
+    def plus(self, other: "Waits") -> "Waits":
+        """Return both together."""
+        return Waits(
+            self.backend_ns + other.backend_ns,
+            self.queue_ns + other.queue_ns,
+            self.disk_ns + other.disk_ns,
+            is_again=self.is_again or other.is_again,
+        )
+
+
+NO_WAITS: Final = Waits(0, 0, 0)

@@ -6,13 +6,101 @@ An iterator that `list` returned belongs to one thread at a time.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
+from fanoutfs.backend.writing import Writer
 from fanoutfs.records import ListPage, ObjectInfo, Version
 
 
-class Backend(Protocol):
-    """An object store below one prefix-free root (a bucket, a container, a directory)."""
+@dataclass(frozen=True, slots=True)
+class Got:
+    """The end of one GET of `WholeGets`.  body: None when it is to be asked for through Backend.get_range.
+
+    seconds: since it was asked for.
+    """
+
+    tag: object
+    body: memoryview | None
+    seconds: float
+
+
+class WholeGets(Protocol):
+    """Another way to small objects, where a store has one: many at once, without a thread for each.
+
+    One thread owns it, and none of its methods waits, but for `refresh`.
+    """
+
+    def ask(self, key: str, version: Version, tag: object) -> bool:
+        """Ask for a whole object in this version.  False: not this way, or not now; use Backend.get_range.
+
+        tag: what the `Got` will say whose it is.
+        """
+        ...
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable when `step` has something to do."""
+        ...
+
+    def step(self) -> list[Got]:
+        """Go on with what is under way, and return what ended.  Call it every second or so while something is."""
+        ...
+
+    @property
+    def under_way(self) -> int:
+        """Return how many objects were asked for and not returned yet."""
+        ...
+
+    @property
+    def needs_refresh(self) -> bool:
+        """Tell whether `refresh` is due."""
+        ...
+
+    def refresh(self) -> None:
+        """Find out where the store is and who we are there.  Blocks; any thread, one at a time.  Raises nothing."""
+        ...
+
+    def close(self) -> None:
+        """Drop connections, and what is under way."""
+        ...
+
+
+class Landing:
+    """Memory that a range is received into from its first byte on; what has arrived may be used before the rest has.
+
+    One thread.
+    """
+
+    __slots__ = ("arrived", "memory", "on_arrival")
+
+    def __init__(self, memory: memoryview, on_arrival: Callable[[int], None] | None = None) -> None:
+        """memory: as long as the range.  on_arrival: told how many bytes stand there, never to be written again."""
+        self.memory = memory
+        self.arrived = 0
+        self.on_arrival = on_arrival
+
+    @property
+    def room(self) -> memoryview:
+        """Return the memory behind what has arrived."""
+        return self.memory[self.arrived :]
+
+    def arrive(self, count: int) -> None:
+        """Note that the next `count` bytes stand there, and are those of the version that was asked for."""
+        self.arrived += count
+        if self.on_arrival is not None:
+            self.on_arrival(self.arrived)
+
+    def put(self, body: memoryview) -> memoryview:
+        """Copy what has not arrived yet of a body that begins where the memory does; return what stands there."""
+        more = body[self.arrived : len(self.memory)]
+        if len(more):
+            self.room[: len(more)] = more
+            self.arrive(len(more))
+        return self.memory[: min(len(body), len(self.memory))]
+
+
+class Backend(Writer, Protocol):
+    """An object store below one prefix-free root (a bucket, a container, a directory); `writing` has how to write."""
 
     def head(self, key: str) -> ObjectInfo:
         """Return the object's current version.
@@ -21,13 +109,19 @@ class Backend(Protocol):
         """
         ...
 
-    def get_range(self, key: str, start: int, end: int, version: Version) -> memoryview:
+    def get_range(self, key: str, start: int, end: int, version: Version, into: Landing | None = None) -> memoryview:
         """Return bytes [start, end) of exactly this version (If-Match; end is exclusive, at most version.size_bytes).
 
+        into: where to put them, end - start bytes; what is returned is a view of it then.  What has arrived there is
+        right even when an error follows, and is not asked for again by the next call with the same landing.
         The length, the range and the ETag of the answer are checked: a short or wrong body is TransientError.
         Raises VersionGoneError when the object now has another version, ObjectMissingError when it is gone,
         AccessDeniedError, CredentialsError, TransientError.
         """
+        ...
+
+    def whole_gets(self) -> WholeGets | None:
+        """Return a new way to get many small objects, None where there is none.  The caller closes it."""
         ...
 
     def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
@@ -100,3 +194,8 @@ class WrappedPages:
     def __next__(self) -> ListPage:
         """Return the next page; after an error, ask for the same one again."""
         return self._around(self._inner.__next__)
+
+
+def put_into(into: Landing | None, body: memoryview) -> memoryview:
+    """Return what `get_range` returns: the body, put where the caller wants it, as far as there is room."""
+    return body if into is None else into.put(body)

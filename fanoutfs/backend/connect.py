@@ -24,8 +24,13 @@ from fanoutfs.backend.local import LocalBackend
 from fanoutfs.backend.measure import Counter, MeasuringBackend, ignore
 from fanoutfs.backend.metadata import find_metadata_credentials
 from fanoutfs.backend.retry import RetryingBackend, RetryPolicy
-from fanoutfs.backend.s3list import S3Lister, S3Place
+from fanoutfs.backend.s3client import S3Client, S3Place
+from fanoutfs.backend.s3gets import open_gets
+from fanoutfs.backend.s3list import S3Lister
+from fanoutfs.backend.s3write import S3Writer
 from fanoutfs.backend.store import StoreBackend
+from fanoutfs.backend.storewrite import ReadOnlyWriter, StoreWriter
+from fanoutfs.backend.unanswered import Unanswered
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.config.source import Source, parse_source
 from fanoutfs.errors import BackendError, BucketMissingError, CredentialsError, UsageError
@@ -38,14 +43,22 @@ _NO_RETRY: Final["RetryConfig"] = {"max_retries": 0}
 """retry.py retries; two layers would multiply."""
 
 
-def open_backend(config: MountConfig, count: Counter = ignore) -> Backend:
+def open_backend(config: MountConfig, count: Counter = ignore, unanswered: Unanswered | None = None) -> Backend:
     """Return the backend of this mount: measured, then retried within op_timeout.  Call after fork; asks nothing yet.
 
-    count: see measure.py for the names.
+    count: see measure.py for the names.  unanswered: notes changes that may come late, see retry.py.
     Raises UsageError (source), CredentialsError (none found), BucketMissingError (file:// directory).
     """
     measured = MeasuringBackend(open_store(config), count)
-    return RetryingBackend(measured, RetryPolicy(deadline_s=config.op_timeout), count=count)
+    return RetryingBackend(measured, RetryPolicy(deadline_s=config.op_timeout), count=count, unanswered=unanswered)
+
+
+def open_s3_client(config: MountConfig) -> S3Client | None:
+    """Return a client for questions about the bucket itself; None for other stores.  Raises as open_backend."""
+    source = parse_source(config.source, config.prefix)
+    if source.scheme != "s3":
+        return None
+    return S3Client(*_s3_access(source, config, os.environ), _stall_s(config))
 
 
 def config_root(config: MountConfig) -> tuple[str, str]:
@@ -83,7 +96,8 @@ def open_store(config: MountConfig) -> Backend:
         if source.scheme == "az":
             return StoreBackend(_open_azure(source, config, options))
         url = f"{source.scheme}://{source.root}"
-        return StoreBackend(HTTPStore(url, client_options=_client_options(config, url), retry_config=_NO_RETRY))
+        http_store = HTTPStore(url, client_options=_client_options(config, url), retry_config=_NO_RETRY)
+        return StoreBackend(http_store, writer=ReadOnlyWriter(StoreWriter(http_store)))
     except BackendError:
         raise
     except (ValueError, obstore.exceptions.BaseError) as error:
@@ -91,7 +105,8 @@ def open_store(config: MountConfig) -> Backend:
         raise UsageError(f"source {config.source!r}: {str(error).splitlines()[0][:200]}") from None
 
 
-def _open_s3(source: Source, config: MountConfig, env: Mapping[str, str]) -> Backend:
+def _s3_access(source: Source, config: MountConfig, env: Mapping[str, str]) -> tuple[S3Place, CredentialSource | None]:
+    """Return where the bucket is and who we are to it; None: nobody."""
     profile = _profile(config, env)
     region = (
         config.region
@@ -103,9 +118,33 @@ def _open_s3(source: Source, config: MountConfig, env: Mapping[str, str]) -> Bac
     endpoint = _s3_endpoint(config, env, profile)
     endpoint = endpoint or f"https://s3.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
     credentials = None if is_anonymous(env) else _s3_credentials(config, env, region)
-    place = S3Place(endpoint, source.root, region)
+    return S3Place(endpoint, source.root, region), credentials
+
+
+def _open_s3(source: Source, config: MountConfig, env: Mapping[str, str]) -> Backend:
+    place, credentials = _s3_access(source, config, env)
+    endpoint = place.endpoint_url
     store = _s3_store(place, credentials, _client_options(config, endpoint))
-    return StoreBackend(store, S3Lister(place, credentials, _stall_s(config)))
+    client = S3Client(place, credentials, _stall_s(config))
+    return StoreBackend(
+        store,
+        S3Lister(client),
+        writer=S3Writer(client, source.key_prefix),
+        ranges=_open_ranges(place, credentials, config),
+        patience_s=_patience_s(config),
+        open_gets=lambda: open_gets(place, credentials, _stall_s(config), max(1, config.requests)),
+    )
+
+
+def _open_ranges(place: S3Place, credentials: CredentialSource | None, config: MountConfig) -> S3Client | None:
+    """Return what receives parts where they are wanted; over TLS obstore does, in threads without the GIL.
+
+    Measured, 8 parts of 8 MiB in flight from loopback on 2 busy cores: without TLS 770 to 1,770 MB/s for 0.31 s of CPU
+    a GiB, obstore 640 to 1,170 for 0.6 to 1.0; with TLS 160 to 210 for 1.2 (16 KiB a call), obstore 300 to 530 for 1.9.
+    """
+    if place.endpoint_url.startswith("https://"):
+        return None
+    return S3Client(place, credentials, _stall_s(config), max(16, config.requests))
 
 
 def _s3_store(place: S3Place, credentials: CredentialSource | None, options: "ClientConfig") -> S3Store:
@@ -142,7 +181,7 @@ def _s3_store(place: S3Place, credentials: CredentialSource | None, options: "Cl
 
 
 def _s3_credentials(config: MountConfig, env: Mapping[str, str], region: str) -> CredentialSource:
-    found = static_credentials(config.profile, env, Path.home())
+    found = static_credentials(config.aws_profile, env, Path.home())
     if found is not None:
         return lambda: found
     source = find_metadata_credentials(env, region)
@@ -155,7 +194,7 @@ def _s3_credentials(config: MountConfig, env: Mapping[str, str], region: str) ->
 
 
 def _profile(config: MountConfig, env: Mapping[str, str]) -> dict[str, str]:
-    return read_profile(config.profile or env.get("AWS_PROFILE") or "default", env, Path.home())
+    return read_profile(config.aws_profile or env.get("AWS_PROFILE") or "default", env, Path.home())
 
 
 def _s3_endpoint(config: MountConfig, env: Mapping[str, str], profile: Mapping[str, str]) -> str:
@@ -189,6 +228,11 @@ def _stall_s(config: MountConfig) -> float:
     return max(1.0, min(10.0, config.op_timeout / 3))
 
 
+def _patience_s(config: MountConfig) -> float:
+    """Return how long one request may take."""
+    return max(1.0, config.op_timeout * 0.9)
+
+
 def _client_options(config: MountConfig, endpoint_url: str) -> "ClientConfig":
     return {
         "allow_http": endpoint_url.startswith("http://"),
@@ -197,7 +241,7 @@ def _client_options(config: MountConfig, endpoint_url: str) -> "ClientConfig":
         "connect_timeout": timedelta(seconds=min(5.0, _stall_s(config))),
         "read_timeout": timedelta(seconds=_stall_s(config)),
         # The whole request: an 8 MiB part over a slow line must fit, or no retry will ever bring it.
-        "timeout": timedelta(seconds=max(1.0, config.op_timeout * 0.9)),
+        "timeout": timedelta(seconds=_patience_s(config)),
         "pool_idle_timeout": timedelta(seconds=30),
         "pool_max_idle_per_host": str(max(1, config.requests)),
         "user_agent": "fanoutfs",

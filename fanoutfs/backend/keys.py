@@ -7,9 +7,15 @@ moto and SeaweedFS; tests/contract holds it to that).  What it cannot hold it re
 and a trailing "/" are silently dropped, so that GET of `t/` asks for `t`.
 """
 
+import re
+import secrets
 from datetime import UTC, datetime
+from typing import Final
 
 from fanoutfs.records import Version
+
+SCRATCH_PREFIX: Final = ".fanoutfs-scratch-"
+_SCRATCH: Final = re.compile(rf"(?:.*/)?{re.escape(SCRATCH_PREFIX)}[0-9a-f]{{16}}(?:-copy)?", re.DOTALL)
 
 
 def is_addressable(key: str) -> bool:
@@ -39,6 +45,16 @@ def listable_directory(key: str) -> str:
             break
         above += part + "/"
     return above
+
+
+def scratch_key(prefix: str) -> str:
+    """Return a new key below a prefix for an object that only tries something out (`s3probe`)."""
+    return f"{prefix}{SCRATCH_PREFIX}{secrets.token_hex(8)}"
+
+
+def is_scratch(key: str) -> bool:
+    """Return whether this is such a key: no listing shows it."""
+    return SCRATCH_PREFIX in key and _SCRATCH.fullmatch(key) is not None
 
 
 def bare_etag(etag: str | None) -> str:

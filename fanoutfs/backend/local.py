@@ -9,10 +9,10 @@ whole directory for one name that is not UTF-8, and its ETag cuts times to micro
   directory that is one of those above it (`sub -> ..`): there would be no end to what is below.
 * The ETag is inode, modification and change time, size.  A file that is overwritten twice within one timestamp tick
   (4 ms before Linux 6.13) with equal size cannot be told apart.
+* Files that are being written (localwrite.py) are not shown and not counted.
 * A range is checked after the read against fstat of the same descriptor: a mixture of two versions is VersionGoneError.
 """
 
-import errno
 import os
 import stat
 from collections.abc import Iterator, Set
@@ -20,12 +20,13 @@ from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Final
 
-from fanoutfs.backend.base import Pages
+from fanoutfs.backend.base import Landing, Pages
 from fanoutfs.backend.keys import is_addressable
+from fanoutfs.backend.localfiles import MISSING, is_scratch, is_version, translate, version_of
+from fanoutfs.backend.localwrite import LocalWriter
 from fanoutfs.backend.ordered import sorted_names
+from fanoutfs.backend.writing import PassedWrites
 from fanoutfs.errors import (
-    AccessDeniedError,
-    BackendError,
     BucketMissingError,
     ObjectMissingError,
     TransientError,
@@ -34,17 +35,15 @@ from fanoutfs.errors import (
 from fanoutfs.records import ListPage, ObjectInfo, Version
 
 PAGE_KEYS: Final = 1000
-_MISSING: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-# What a network file system under the directory says when it is gone for now.
-_TRANSIENT: Final = (errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EHOSTDOWN, errno.ENETUNREACH)
 
 
-class LocalBackend:
-    """The files below one directory.  Stateless, hence thread-safe."""
+class LocalBackend(PassedWrites):
+    """The files below one directory.  Stateless, hence thread-safe; localwrite.py has the other half."""
 
     def __init__(self, directory: str) -> None:
         """directory: absolute.  Nothing is opened or checked here: a listing says whether it is missing."""
         self._root = directory.rstrip("/")
+        super().__init__(LocalWriter(self._root))
 
     def head(self, key: str) -> ObjectInfo:
         """See Backend.head."""
@@ -52,36 +51,41 @@ class LocalBackend:
         try:
             found = os.stat(path)
         except OSError as error:
-            raise _translate(error, f"stat {key}") from None
+            raise translate(error, f"stat {key}") from None
         if not stat.S_ISREG(found.st_mode):
             raise ObjectMissingError(f"stat {key}: not a regular file")
-        return ObjectInfo(key, _version(found))
+        return ObjectInfo(key, version_of(found))
 
-    def get_range(self, key: str, start: int, end: int, version: Version) -> memoryview:
+    def whole_gets(self) -> None:
+        """See Backend.whole_gets: a file is read at once."""
+        return
+
+    def get_range(self, key: str, start: int, end: int, version: Version, into: Landing | None = None) -> memoryview:
         """See Backend.get_range."""
         path = self._path(key)
         try:
             # O_NONBLOCK: a fifo put in the file's place must not hold the thread.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
-            raise _translate(error, f"open {key}") from None
+            raise translate(error, f"open {key}") from None
         try:
             self._check_version(key, version, fd)
-            body = bytearray(max(0, end - start))
-            view = memoryview(body)
+            view = memoryview(bytearray(max(0, end - start))) if into is None else into.memory
             done = 0
-            while done < len(body):
+            while done < len(view):
                 count = os.preadv(fd, [view[done:]], start + done)
                 if count == 0:
                     break
                 done += count
             self._check_version(key, version, fd)
         except OSError as error:
-            raise _translate(error, f"read {key}") from None
+            raise translate(error, f"read {key}") from None
         finally:
             os.close(fd)
-        if done != len(body):
-            raise TransientError(f"read {key} [{start}, {end}): {done} bytes came instead of {len(body)}")
+        if done != len(view):
+            raise TransientError(f"read {key} [{start}, {end}): {done} bytes came instead of {len(view)}")
+        if into is not None:
+            into.arrive(done - into.arrived)
         return view.toreadonly()
 
     def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
@@ -117,20 +121,22 @@ class LocalBackend:
                         break
                     key = f"{prefix}{entry.name}"
                     try:
+                        if is_scratch(entry.name):
+                            continue
                         if not is_addressable(entry.name):
                             hidden += 1
                         elif entry.is_dir() and _identity(entry.stat()) not in above:
                             prefixes.append(f"{key}/")
                         elif entry.is_file():
-                            objects.append(ObjectInfo(key, _version(entry.stat())))
+                            objects.append(ObjectInfo(key, version_of(entry.stat())))
                         else:
                             hidden += 1
                     except OSError:
                         hidden += 1  # gone since, a loop, or not ours to see
         except OSError as error:
-            if error.errno in _MISSING:
+            if error.errno in MISSING:
                 return ListPage((), ())
-            raise _translate(error, f"list {prefix or '/'}") from None
+            raise translate(error, f"list {prefix or '/'}") from None
         return ListPage(tuple(objects), tuple(prefixes), hidden)
 
     def _path(self, key: str) -> str:
@@ -140,7 +146,7 @@ class LocalBackend:
 
     def _check_version(self, key: str, asked: Version, fd: int) -> None:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or _version(found) != asked:
+        if not stat.S_ISREG(found.st_mode) or not is_version(found, asked):
             raise VersionGoneError(f"{key}: the file has changed")
 
 
@@ -158,6 +164,8 @@ def _names(root: str, prefix: str) -> tuple[Iterator[str], int]:
         nonlocal hidden
         with os.scandir(f"{root}/{prefix}") as entries:
             for entry in entries:
+                if is_scratch(entry.name):
+                    continue
                 if is_addressable(entry.name):
                     yield entry.name
                 else:
@@ -166,9 +174,9 @@ def _names(root: str, prefix: str) -> tuple[Iterator[str], int]:
     try:
         names = sorted_names(good())
     except OSError as error:
-        if error.errno in _MISSING:
+        if error.errno in MISSING:
             return iter(()), 0
-        raise _translate(error, f"list {prefix or '/'}") from None
+        raise translate(error, f"list {prefix or '/'}") from None
     return names, hidden
 
 
@@ -186,9 +194,9 @@ def _identities(root: str, prefix: str) -> set[tuple[int, int]] | None:
         try:
             identity = _identity(os.stat(f"{root}/{prefix[: at + 1]}"))
         except OSError as error:
-            if error.errno in _MISSING:
+            if error.errno in MISSING:
                 return identities  # whoever opens it will see
-            raise _translate(error, f"list {prefix or '/'}") from None
+            raise translate(error, f"list {prefix or '/'}") from None
         if identity in identities:
             return None
         identities.add(identity)
@@ -207,8 +215,8 @@ def _look(root: str, key: str, above: Set[tuple[int, int]]) -> ObjectInfo | None
     except OSError:
         return None  # gone since, a loop, or not ours to see
     if stat.S_ISDIR(found.st_mode):
-        return None if _identity(found) in above else ObjectInfo(key + "/", _version(found))
-    return ObjectInfo(key, _version(found)) if stat.S_ISREG(found.st_mode) else None
+        return None if _identity(found) in above else ObjectInfo(key + "/", version_of(found))
+    return ObjectInfo(key, version_of(found)) if stat.S_ISREG(found.st_mode) else None
 
 
 class _Directory:
@@ -288,9 +296,9 @@ class _Walk:
         try:
             identity = _identity(os.stat(f"{self._root}/{prefix}"))
         except OSError as error:
-            if error.errno in _MISSING:
+            if error.errno in MISSING:
                 return None
-            raise _translate(error, f"list {prefix}") from None
+            raise translate(error, f"list {prefix}") from None
         return None if identity in above else above | {identity}
 
     def _enter(self, prefix: str, after: list[str]) -> None:
@@ -306,19 +314,3 @@ class _Walk:
             self._hidden += hidden
         self._open.append((prefix, above, names))
         self._next = (f"{prefix}{after[0]}/", after[1:]) if len(after) > 1 else None
-
-
-def _version(found: os.stat_result) -> Version:
-    etag = f"{found.st_dev:x}-{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_ctime_ns:x}-{found.st_size:x}"
-    return Version(etag, "", found.st_size, found.st_mtime_ns)
-
-
-def _translate(error: OSError, what: str) -> BackendError:
-    text = f"{what}: {error.strerror}"
-    if error.errno in _MISSING:
-        return ObjectMissingError(text)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return AccessDeniedError(text)
-    if error.errno == errno.ESTALE:
-        return VersionGoneError(text)
-    return TransientError(text) if error.errno in _TRANSIENT else BackendError(text)

@@ -8,21 +8,49 @@ DeadlineError tells the last cause.  Everything else passes at once.
 * All calls of a mount draw their repeats from one bucket of tokens.  When it is empty they queue for the refill, so a
   thousand waiters of a store that is down make `refill_per_s` requests a second, not a thousand; who would have to
   queue beyond his deadline gives up at once.
+* Every write may be repeated.  Unconditional puts, parts, copied parts, aborts and deletes do the same twice.  A
+  conditional put, copy or completion that succeeded unnoticed meets, when it is repeated, its own object in the way
+  (PreconditionFailedError) or its upload gone (UploadMissingError): the object is then looked at, and one that carries
+  the token and the metadata that were sent, and has the size, is the result.  The token is the caller's if the
+  metadata has one: whoever repeats after a DeadlineError or a crash must give the same again, or he meets his own
+  object as a conflict.  Where a store keeps no metadata (Abilities.has_metadata) an unnoticed success does end as a
+  conflict.  The begin of an upload that is repeated may leave one behind for `list_uploads`.
+* A try to change a key that ends without an answer is noted (`unanswered`): the store may carry it out yet, after a
+  repeat of it that was answered, too.
 * `close` wakes whoever sleeps: a shutdown does not wait for a backoff.
 
 Attempts are not logged but counted.
 """
 
 import random
+import secrets
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from fanoutfs.backend.base import Backend, WrappedPages
+from fanoutfs.backend.base import Backend, Landing, WholeGets, WrappedPages
 from fanoutfs.backend.measure import Counter, ignore
+from fanoutfs.backend.unanswered import Unanswered
+from fanoutfs.backend.writing import (
+    TOKEN_KEY,
+    Body,
+    Condition,
+    Expect,
+    ObjectDetails,
+    Part,
+    PassedWrites,
+    Properties,
+    Upload,
+)
 from fanoutfs.clock import Clock, SystemClock
-from fanoutfs.errors import DeadlineError, TransientError
+from fanoutfs.errors import (
+    DeadlineError,
+    ObjectMissingError,
+    PreconditionFailedError,
+    TransientError,
+    UploadMissingError,
+)
 from fanoutfs.records import ListPage, ObjectInfo, Version
 
 T = TypeVar("T")
@@ -39,6 +67,13 @@ class RetryPolicy:
     """Repeats that may happen at once after a quiet time."""
     refill_per_s: float = 8.0
     """Repeats per second once the budget is used up."""
+
+
+def with_token(properties: Properties) -> Properties:
+    """Return the properties with a token of their own, unless they have one."""
+    if TOKEN_KEY in properties.metadata:
+        return properties
+    return replace(properties, metadata={**properties.metadata, TOKEN_KEY: secrets.token_hex(8)})
 
 
 class RetryBudget:
@@ -74,7 +109,7 @@ def backoff_s(policy: RetryPolicy, repeat: int, asked_s: float | None, draw: flo
     return max(pause_s, asked_s or 0.0)
 
 
-class RetryingBackend:
+class RetryingBackend(PassedWrites):
     """Repeats the calls of another backend."""
 
     def __init__(
@@ -83,14 +118,20 @@ class RetryingBackend:
         policy: RetryPolicy,
         *,
         count: Counter = ignore,
+        unanswered: Unanswered | None = None,
         clock: Clock | None = None,
         sleep: Callable[[float], None] | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        """sleep: None to sleep for real, interruptible by close().  draw: random in [0, 1)."""
+        """unanswered: where tries without an answer are noted; None: nobody asks.
+
+        sleep: None to sleep for real, interruptible by close().  draw: random in [0, 1).
+        """
+        super().__init__(inner)
         self._inner = inner
         self._policy = policy
         self._count = count
+        self._unanswered = unanswered or Unanswered()
         self._clock = clock or SystemClock()
         self._closed = threading.Event()
         self._sleep = sleep or self._closed.wait
@@ -101,9 +142,13 @@ class RetryingBackend:
         """See Backend.head; raises DeadlineError in place of TransientError."""
         return self._run(lambda: self._inner.head(key))
 
-    def get_range(self, key: str, start: int, end: int, version: Version) -> memoryview:
+    def get_range(self, key: str, start: int, end: int, version: Version, into: Landing | None = None) -> memoryview:
         """See Backend.get_range; raises DeadlineError in place of TransientError."""
-        return self._run(lambda: self._inner.get_range(key, start, end, version))
+        return self._run(lambda: self._inner.get_range(key, start, end, version, into))
+
+    def whole_gets(self) -> WholeGets | None:
+        """See Backend.whole_gets: what fails there is repeated as a get_range."""
+        return self._inner.whole_gets()
 
     def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
         """See Backend.list; raises DeadlineError in place of TransientError."""
@@ -118,10 +163,89 @@ class RetryingBackend:
         """See Backend.can_seek."""
         return self._inner.can_seek
 
+    def put(self, key: str, body: Body, condition: Condition, properties: Properties) -> Version:
+        """See Writer.put; raises DeadlineError in place of TransientError, as all that follow."""
+        if condition is Expect.ANYTHING:
+            return self._run(self._noting(key, lambda: self._inner.put(key, body, condition, properties)))
+        sent = with_token(properties)
+
+        def is_ours(found: ObjectDetails) -> bool:
+            return found.properties.metadata == sent.metadata and found.info.version.size_bytes == len(body)
+
+        return self._settle(key, is_ours, lambda: self._inner.put(key, body, condition, sent))
+
+    def begin_upload(self, key: str, properties: Properties) -> Upload:
+        """See Writer.begin_upload."""
+        return super().begin_upload(key, with_token(properties))
+
+    def complete_upload(self, upload: Upload, parts: Sequence[Part], condition: Condition) -> Version:
+        """See Writer.complete_upload."""
+        size_bytes = sum(part.size_bytes for part in parts)
+
+        def is_ours(found: ObjectDetails) -> bool:
+            token = found.properties.metadata.get(TOKEN_KEY, "")
+            return bool(token) and token == upload.token and found.info.version.size_bytes == size_bytes
+
+        return self._settle(upload.key, is_ours, lambda: self._inner.complete_upload(upload, parts, condition))
+
+    def copy(self, source: ObjectInfo, key: str, condition: Condition, properties: Properties | None) -> Version:
+        """See Writer.copy."""
+        if condition is Expect.ANYTHING:
+            return self._run(self._noting(key, lambda: self._inner.copy(source, key, condition, properties)))
+        sent = with_token(properties) if properties is not None else None
+
+        def is_ours(found: ObjectDetails) -> bool:
+            if found.info.version.size_bytes != source.version.size_bytes:
+                return False
+            if sent is not None:
+                return found.properties.metadata == sent.metadata
+            origin = self.details(source.key)
+            if (
+                origin.info.version.etag != source.version.etag
+                or found.properties.metadata != origin.properties.metadata
+            ):
+                return False
+            return TOKEN_KEY in origin.properties.metadata or found.info.version.etag == source.version.etag
+
+        return self._settle(key, is_ours, lambda: self._inner.copy(source, key, condition, sent))
+
+    def delete(self, key: str, condition: Condition = Expect.ANYTHING) -> None:
+        """See Writer.delete."""
+        self._run(self._noting(key, lambda: self._inner.delete(key, condition), is_put=False))
+
     def close(self) -> None:
         """Wake the sleepers, who then raise DeadlineError, and close the inner backend."""
         self._closed.set()
         self._inner.close()
+
+    def _around(self, kind: str, call: Callable[[], T]) -> T:
+        return self._run(call)
+
+    def _settle(self, key: str, is_ours: Callable[[ObjectDetails], bool], call: Callable[[], Version]) -> Version:
+        """Make a conditional change; take an object that is the change's own for its result."""
+        try:
+            return self._run(self._noting(key, call))
+        except (PreconditionFailedError, UploadMissingError):
+            try:
+                found = self.details(key)
+                if is_ours(found):
+                    return found.info.version
+            except ObjectMissingError:
+                pass
+            raise
+
+    def _noting(self, key: str, call: Callable[[], T], *, is_put: bool = True) -> Callable[[], T]:
+        """Return a call that notes, each time, if it was made and not answered."""
+
+        def attempt() -> T:
+            try:
+                return call()
+            except TransientError as error:
+                if not error.is_settled:
+                    self._unanswered.note(key, is_put=is_put)
+                raise
+
+        return attempt
 
     def _run(self, call: Callable[[], T]) -> T:
         deadline_ns = self._clock.monotonic_ns() + int(self._policy.deadline_s * 1e9)

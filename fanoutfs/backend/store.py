@@ -1,6 +1,6 @@
-"""The backend over obstore: s3, gs, az, http(s) and memory.
+"""The backend over obstore: s3, gs, az, http(s) and memory; storewrite.py and s3write.py have its other half.
 
-Together with translate.py (its exceptions) and connect.py (its constructors) the only place that knows obstore.
+Together with storewrite.py, translate.py (exceptions) and connect.py (constructors) the only place that knows obstore.
 
 Facts of obstore 0.12 that shape this module, each held by tests/contract or tests/unit/backend:
 
@@ -17,16 +17,21 @@ form is tried first; when a 412 contradicts a HEAD that still shows the very ETa
 then on (quoted, bare, none).  Whatever is sent, the answer's ETag and size decide.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 import obstore
 import obstore.exceptions
 from obstore.store import ObjectStore
 
-from fanoutfs.backend.base import Pages
+from fanoutfs.backend.base import Landing, Pages, WholeGets, put_into
 from fanoutfs.backend.keys import bare_etag, is_addressable, is_listable, is_same_version, is_strong, whole_second_ns
-from fanoutfs.backend.translate import error_from_obstore
+from fanoutfs.backend.s3client import S3Answer, S3Client
+from fanoutfs.backend.s3messages import answer_time_ns, parse_range
+from fanoutfs.backend.storewrite import StoreWriter
+from fanoutfs.backend.translate import error_from_obstore, error_from_text
+from fanoutfs.backend.writing import PassedWrites, Writer
 from fanoutfs.errors import (
     AccessDeniedError,
     BackendError,
@@ -64,16 +69,34 @@ class Lister(Protocol):
         ...
 
 
-class StoreBackend:
+class StoreBackend(PassedWrites):
     """One bucket, container or server, through obstore.
 
     Thread-safe: `_form` and `_refusals` are hints, written without a lock; a lost update costs one more request.
     """
 
-    def __init__(self, store: ObjectStore, lister: Lister | None = None, if_match_form: str = "quoted") -> None:
-        """lister: None to list with obstore (gs, az, http, memory), whose listing fails on keys it cannot represent."""
+    def __init__(
+        self,
+        store: ObjectStore,
+        lister: Lister | None = None,
+        if_match_form: str = "quoted",
+        writer: Writer | None = None,
+        open_gets: Callable[[], WholeGets | None] = lambda: None,
+        ranges: S3Client | None = None,
+        patience_s: float = 30.0,
+    ) -> None:
+        """lister: None to list with obstore (gs, az, http, memory), whose listing fails on keys it cannot represent.
+
+        writer: None to write with obstore.  open_gets: makes the other way to small objects, if there is one.
+
+        ranges: gets ranges into the caller's memory, each within patience_s; None to copy what obstore brings.
+        """
+        super().__init__(writer or StoreWriter(store))
         self._store = store
         self._lister = lister
+        self._open_gets = open_gets
+        self._ranges = ranges
+        self._patience_s = patience_s
         self._form = _IF_MATCH_FORMS.index(if_match_form)
         self._refusals = 0
         self._has_ranges = False
@@ -90,13 +113,16 @@ class StoreBackend:
             failure = self._explain_denial(key, failure)
         raise failure
 
-    def get_range(self, key: str, start: int, end: int, version: Version) -> memoryview:
+    def get_range(self, key: str, start: int, end: int, version: Version, into: Landing | None = None) -> memoryview:
         """See Backend.get_range."""
         self._check_key(key)
+        if into is not None and self._ranges is not None and start < end:
+            self._receive(key, start, end, version, into)
+            return into.memory[: end - start]
         if start >= end:
             # No server can be asked for nothing; the version is still checked.
             self._check_version(key, version, self.head(key).version)
-            return memoryview(b"")
+            return put_into(into, memoryview(b""))
         what = f"GET {key} [{start}, {end})"
         while True:
             form = self._form
@@ -119,7 +145,42 @@ class StoreBackend:
         if len(body) != end - start:
             raise TransientError(f"{what}: {len(body)} bytes came instead of {end - start}")
         self._has_ranges = True
-        return body
+        return put_into(into, body)
+
+    def _receive(self, key: str, start: int, end: int, version: Version, into: Landing) -> None:
+        """Do what get_range does, without a copy: obstore would hand the body over in memory of its own."""
+        assert self._ranges is not None  # noqa: S101 - asked before
+        what = f"GET {key} [{start}, {end})"
+
+        def check(answer: S3Answer) -> None:
+            found = parse_range(answer.headers.get("content-range", ""))
+            if found is None or found[:2] != (asked, end):
+                raise TransientError(f"{what}: the answer holds {found[:2] if found else 'an unknown range'}")
+            mtime_ns = answer_time_ns(answer.headers)
+            self._check_version(key, version, Version(bare_etag(answer.headers.get("etag")), "", found[2], mtime_ns))
+            size = answer.headers.get("content-length", str(end - asked))
+            if size != str(end - asked):
+                raise TransientError(f"{what}: {size} bytes come instead of {end - asked}")
+
+        while (asked := start + into.arrived) < end:
+            form = self._form
+            headers = {"range": f"bytes={asked}-{end - 1}"}
+            if (condition := _if_match(version, _IF_MATCH_FORMS[form])) is not None:
+                headers["if-match"] = condition
+            answer = self._ranges.receive(key, what, headers, check, into, self._patience_s)
+            if answer.status == HTTPStatus.PARTIAL_CONTENT:
+                self._has_ranges = True
+                return
+            if answer.status == HTTPStatus.OK:
+                raise self._count_refusal(error_from_text("non-partial response", what))
+            failure = answer.error(what)
+            if not isinstance(failure, VersionGoneError) or not self._is_form_refused(key, version, form):
+                raise failure
+            self._form = max(self._form, form + 1)
+
+    def whole_gets(self) -> WholeGets | None:
+        """See Backend.whole_gets."""
+        return self._open_gets()
 
     def list(self, prefix: str, limit: int | None = None) -> Iterator[ListPage]:
         """See Backend.list; obstore has no limit and brings a directory as one page."""
@@ -142,11 +203,13 @@ class StoreBackend:
         """See Backend.close; obstore drops its connections when the store is collected."""
         if self._lister is not None:
             self._lister.close()
+        if self._ranges is not None:
+            self._ranges.close()
 
     def _get(self, key: str, start: int, end: int, version: Version, form: str) -> "GetResult":
         options: GetOptions = {"range": (start, end)}
-        if form != "none" and is_strong(version.etag):
-            options["if_match"] = f'"{version.etag}"' if form == "quoted" else version.etag
+        if (condition := _if_match(version, form)) is not None:
+            options["if_match"] = condition
         return obstore.get(self._store, key, options=options)
 
     def _list_all(self, prefix: str) -> ListPage:
@@ -195,6 +258,13 @@ class StoreBackend:
             failure = error_from_obstore(error, f"HEAD {key}")
             return failure if not isinstance(failure, TransientError) else denial
         return denial
+
+
+def _if_match(version: Version, form: str) -> str | None:
+    """Return the condition to send, None for none."""
+    if form == "none" or not is_strong(version.etag):
+        return None
+    return f'"{version.etag}"' if form == "quoted" else version.etag
 
 
 class _Stream:

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Final
 
 from fanoutfs.bench import fio, load, machine
+from fanoutfs.bench.counters import counters
+from fanoutfs.bench.cpu import Meter
 from fanoutfs.bench.data import fetch_directly, make_large_file, make_small_files, upload
+from fanoutfs.bench.epoch_parts import meter
 from fanoutfs.bench.lab import Lab, LabMaker
-from fanoutfs.bench.peers import Peer, counters, describe, start_peers
+from fanoutfs.bench.peers import Peer, describe, start_peers
 from fanoutfs.bench.program import PEER_NAMES, Race, add_large_file, make_parser, make_peers, run, stage
-from fanoutfs.bench.report import SUBJECT, Report
+from fanoutfs.bench.report import SUBJECT, Measure, Report
 from fanoutfs.records import MIB, PART_BYTES
 
 FILE: Final = "image.bin"
@@ -38,10 +41,9 @@ _MB: Final = 1e6
 
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     """Run the program and return its exit code."""
-    parser = make_parser("Large and small reads from page cache, local cache and object store.")
+    parser = make_parser("Large and small reads from page cache, local cache and object store.", is_remote=True)
     add_large_file(parser)
     parser.add_argument("--only", default="sequential,remote,small,fio", help="parts to run")
-    parser.add_argument("--latency-ms", type=float, default=20.0, help="injected before every answer of the store")
     parser.add_argument(
         "--parallelism", type=int, default=8, help="requests in flight: direct fetch and read-ahead alike"
     )
@@ -137,9 +139,11 @@ def _remote(lab: Lab, report: Report, options: argparse.Namespace) -> None:
     try:
         for number in range(options.runs):
             with stage(f"direct fetch, {options.parallelism} in flight, run {number + 1}"):
+                spent = Meter({"store": [lab.store_pid], "proxy": [lab.proxy.pid], "client": [os.getpid()]})
                 before, started = len(lab.proxy.requests()), time.monotonic()
                 fetch_directly(lab.watched, FILE, size, PART_BYTES, options.parallelism)
                 seconds = time.monotonic() - started
+                _record_cpu(report, measure, DIRECT, spent, options)
                 report.add(measure, DIRECT, size / seconds / _MB)
                 report.add(flight, DIRECT, _in_flight(lab, before, seconds))
             for peer in peers:
@@ -158,9 +162,16 @@ def _remote_run(lab: Lab, report: Report, peer: Peer, options: argparse.Namespac
     flight = report.measure("the same: requests in flight on average", "1")
     with peer.mounted() as directory:
         os.sync()  # nobody pays for what the one before has left to write
+        spent = meter(lab, peer, directory, lab.proxy.pid)
         before, started = len(lab.proxy.requests()), time.monotonic()
         report.add(measure, peer.name, _read(directory, options))
+        _record_cpu(report, measure, peer.name, spent, options)
         report.add(flight, peer.name, _in_flight(lab, before, time.monotonic() - started))
+
+
+def _record_cpu(report: Report, measure: Measure, name: str, spent: Meter, options: argparse.Namespace) -> None:
+    parts = {group: used * 1024 / options.size_mib for group, used in spent.seconds().items()}
+    report.break_down(f"CPU time per GiB by process: {measure.name}", "s", name, parts)
 
 
 def _in_flight(lab: Lab, before: int, seconds: float) -> float:

@@ -58,10 +58,16 @@ class Bucket:
 def make_large_file(path: Path, size: int) -> None:
     """Write one file of random bytes; size: a multiple of 1 MiB."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    generator = random.Random(size)
     with path.open("wb", buffering=0) as file:
-        for _ in range(size // MIB):
-            file.write(generator.randbytes(MIB))
+        for chunk in large_file_chunks(size):
+            file.write(chunk)
+
+
+def large_file_chunks(size: int) -> Iterator[bytes]:
+    """Yield what `make_large_file` writes, by the MiB."""
+    generator = random.Random(size)
+    for _ in range(size // MIB):
+        yield generator.randbytes(MIB)
 
 
 def make_small_files(directory: Path, count: int, size: int) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Final
 from fanoutfs.bench import epoch_cached, epoch_first
 from fanoutfs.bench.epoch_parts import Bench
 from fanoutfs.bench.lab import Lab, LabMaker
-from fanoutfs.bench.program import make_parser, run
+from fanoutfs.bench.program import make_parser, parse_choice, run
 from fanoutfs.bench.report import Report
 from fanoutfs.records import KIB
 
@@ -25,7 +25,9 @@ QUICK: Final = {"runs": 1, "small_files": 200, "medium_files": 20, "first_files"
 
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     """Run the program and return its exit code."""
-    parser = make_parser("Epochs over many small files: from the local cache, the page cache, the object store.", PEERS)
+    parser = make_parser(
+        "Epochs over many small files: from the local cache, the page cache, the object store.", PEERS, is_remote=True
+    )
     parser.add_argument("--only", default=",".join(SCENARIOS), help="scenarios to run")
     parser.add_argument("--loaders", type=int, default=4, help="loader processes")
     parser.add_argument("--batch", type=int, default=64, help="files dealt to a loader at a time; 0: one share each")
@@ -36,17 +38,10 @@ def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     parser.add_argument("--first-files", type=int, default=20_000, help="first: files in the store")
     parser.add_argument("--first-bytes", type=int, default=16 * KIB)
     parser.add_argument("--slow-files", type=int, default=1000, help="first: of them, for rclone and s3fs")
-    parser.add_argument("--latency-ms", type=float, default=20.0, help="first: before every answer of the store")
     parser.add_argument(
         "--in-flight", type=int, default=128, help="first: requests of the direct client, and --requests"
     )
-    parser.add_argument("--quick", action="store_true", help="a tiny run that shows that all works; no figure counts")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        vars(options).update(QUICK)
-    for chosen, known in ((options.only, SCENARIOS), (options.peers, PEERS)):
-        if unknown := set(chosen.split(",")) - set(known):
-            parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    options = parse_choice(parser, arguments, QUICK, scenarios=SCENARIOS, peers=PEERS)
     return run(options, make_lab, "bench-epoch: epochs over many small files", _bench)
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Final
 
 from fanoutfs.bench import machine
+from fanoutfs.bench.counters import counters, settled_counters
 from fanoutfs.bench.epoch_parts import PUSH_OFF, Bench, make, meter
 from fanoutfs.bench.epoch_read import DataSet, compare, read_epoch
 from fanoutfs.bench.heard import Heard
-from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer, counters, settled_counters
+from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer
 from fanoutfs.bench.program import Race, stage
 from fanoutfs.bench.report import REFERENCE, SUBJECT, Measure, number
 from fanoutfs.bench.scope import scratch_directory

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from fanoutfs.bench.counters import status
 from fanoutfs.bench.cpu import Meter, processes_with
 from fanoutfs.bench.data import Bucket, make_small_files, upload
 from fanoutfs.bench.epoch_read import DataSet, Epoch, Result, read_epoch
 from fanoutfs.bench.lab import Lab
-from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer, status
+from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer
 from fanoutfs.bench.program import say, stage
 from fanoutfs.bench.report import Measure, Report
 
+READ_ONLY: Final = "--read-only"
+"""An epoch writes nothing, and small files are pushed into the page cache of read-only mounts only."""
 PUSH_OFF: Final = "fanoutfs, push off"
 
 
@@ -32,7 +35,7 @@ class Bench:
     def fanoutfs(self, bucket: Bucket, extra: Sequence[str] = (), cache: Path | None = None) -> Fanoutfs:
         """Return fanoutfs with the usual settings, these, and those of the command line, which come last."""
         peer = Fanoutfs(bucket, log=self.options.daemon_log, cache=cache)
-        return replace(peer, settings=(*peer.settings, *extra, *self.options.option))
+        return replace(peer, settings=(*peer.settings, READ_ONLY, *extra, *self.options.option))
 
     def epoch(self, data: DataSet) -> Epoch:
         """Return an epoch in the order of the listing."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fanoutfs.bench import machine
-from fanoutfs.bench.peers import Counters, counters
+from fanoutfs.bench.counters import Counters, counters
 from fanoutfs.bench.report import Report
 
 

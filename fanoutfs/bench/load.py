@@ -17,19 +17,22 @@ import signal
 import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from typing import Final
 
 import xxhash
 
+from fanoutfs.bench import latencies
+from fanoutfs.bench.latencies import Latencies
 from fanoutfs.bench.scope import without_interrupts
 from fanoutfs.errors import FanoutError
 from fanoutfs.records import KIB, MIB
 
-_SLOT: Final = struct.Struct("=4Q")  # start_ns, end_ns, operations, bytes
+_SLOT: Final = struct.Struct("=4Q")  # start_ns, end_ns, operations, bytes; then latencies
+_SLOT_BYTES: Final = _SLOT.size + latencies.BYTES
 _OPENS_PER_STEP: Final = 4096  # between two looks at the progress: 0.1 % of the time
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC
 _HOT_PREAD_BYTES: Final = 64
@@ -47,6 +50,8 @@ class Outcome:
     seconds: float
     operations: int
     bytes_read: int
+    latencies: Latencies = field(default_factory=Latencies)
+    """Of the operations, where the work took them."""
 
     @property
     def rate(self) -> float:
@@ -63,9 +68,9 @@ class Slot:
     """Where one process of a load counts; shared memory, written by that process only."""
 
     def __init__(self, memory: mmap.mmap, index: int) -> None:
-        """memory: one record of _SLOT per process."""
+        """memory: _SLOT_BYTES per process."""
         self._memory = memory
-        self._offset = index * _SLOT.size
+        self._offset = index * _SLOT_BYTES
         self._started_ns = 0
 
     def start(self) -> None:
@@ -76,9 +81,18 @@ class Slot:
         """Publish the totals so far and the time of now as the end."""
         _SLOT.pack_into(self._memory, self._offset, self._started_ns, time.monotonic_ns(), operations, bytes_read)
 
+    def record(self, seen: Mapping[int, int]) -> None:
+        """Publish how often each latency was seen: ns → times.  Once, after the last `count`."""
+        if seen:
+            Latencies.of(seen).write_to(self._memory, self._offset + _SLOT.size)
+
     def read(self) -> tuple[int, int, int, int]:
         """Return (start_ns, end_ns, operations, bytes)."""
         return _SLOT.unpack_from(self._memory, self._offset)
+
+    def latencies(self) -> Latencies:
+        """Return what was recorded."""
+        return Latencies.read_from(self._memory, self._offset + _SLOT.size)
 
 
 Work = Callable[[int, Slot], None]
@@ -96,7 +110,7 @@ def run_together(
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the parent
     with contextlib.ExitStack() as scope:
-        memory = scope.enter_context(mmap.mmap(-1, processes * _SLOT.size))
+        memory = scope.enter_context(mmap.mmap(-1, processes * _SLOT_BYTES))
         slots = [Slot(memory, index) for index in range(processes)]
         gate = _Gate()
         scope.callback(gate.close)
@@ -222,7 +236,8 @@ def _operations(slots: Sequence[Slot]) -> int:
 
 def _outcome(slots: Sequence[Slot]) -> Outcome:
     starts, ends, operations, sizes = zip(*(slot.read() for slot in slots), strict=True)
-    return Outcome((max(ends) - min(starts)) / 1e9, sum(operations), sum(sizes))
+    took = Latencies.merged(slot.latencies() for slot in slots)
+    return Outcome((max(ends) - min(starts)) / 1e9, sum(operations), sum(sizes), took)
 
 
 # --- what a process does ---------------------------------------------------------------------------------------

@@ -38,7 +38,13 @@ def facts(directory: Path) -> dict[str, str | int]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_mib": memory >> 20,
-        "file_system": _file_system(directory),
+        "file_system": file_system(directory),
+    }
+
+
+def peer_versions() -> dict[str, str | int]:
+    """Return which versions of the programs that are measured as well are installed."""
+    return {
         "rclone": _first_line("rclone", "version"),
         "s3fs": _first_line("s3fs", "--version"),
         "fio": _first_line("fio", "--version"),
@@ -52,7 +58,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _file_system(directory: Path) -> str:
+def file_system(directory: Path) -> str:
     """Return type and device of the file system that holds a directory."""
     best, found = "", "unknown"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

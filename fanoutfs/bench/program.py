@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +23,13 @@ EXIT_FAILED: Final = 3
 EXIT_INTERRUPTED: Final = 130
 
 
-def make_parser(description: str, peers: Sequence[str] = PEER_NAMES) -> argparse.ArgumentParser:
-    """Return a parser with the options that every benchmark has.  peers: who takes part unless said otherwise."""
+def make_parser(
+    description: str, peers: Sequence[str] = PEER_NAMES, *, is_remote: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser with the options that every benchmark has.
+
+    peers: who takes part unless said otherwise.  is_remote: it reads from a store at a distance, --latency-ms.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="scratch space: data, store and caches")
     parser.add_argument("--json", type=Path, help="also write the report as JSON to this file")
@@ -35,7 +40,31 @@ def make_parser(description: str, peers: Sequence[str] = PEER_NAMES) -> argparse
     )
     parser.add_argument("--daemon-log", type=Path, help="keep the log of the fanoutfs daemon in this file")
     parser.add_argument("-o", "--option", action="append", default=[], help="further option of `fanoutfs mount`")
+    if is_remote:
+        parser.add_argument("--latency-ms", type=float, default=20.0, help="before every answer of a store far away")
     return parser
+
+
+def parse_choice(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None,
+    quick: Mapping[str, object],
+    *,
+    scenarios: Sequence[str] = (),
+    peers: Sequence[str] = (),
+) -> argparse.Namespace:
+    """Add --quick and parse.  quick: the options that it sets.
+
+    scenarios, peers: what --only and --peers may name, else the program ends; (): there is no such option, or no limit.
+    """
+    parser.add_argument("--quick", action="store_true", help="a tiny run that shows that all works; no figure counts")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        vars(options).update(quick)
+    for option, known in (("only", scenarios), ("peers", peers)):
+        if known and (unknown := set(vars(options)[option].split(",")) - set(known)):
+            parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return options
 
 
 def add_large_file(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +80,7 @@ def run(
     0: done and no target missed; 1: a target was missed; 3: the benchmark failed; 130: interrupted.
     """
     options.dir.mkdir(parents=True, exist_ok=True)
-    facts = machine.facts(options.dir.resolve())
+    facts = machine.facts(options.dir.resolve()) | machine.peer_versions()
     facts["runs"] = options.runs
     if "size_mib" in options:
         facts["large_file_mib"] = options.size_mib

@@ -21,9 +21,10 @@ from typing import Final
 import xxhash
 
 from fanoutfs.bench import load, witness
+from fanoutfs.bench.counters import counters
 from fanoutfs.bench.data import make_large_file, upload, walk
 from fanoutfs.bench.lab import Lab, LabMaker
-from fanoutfs.bench.peers import Fanoutfs, counters
+from fanoutfs.bench.peers import Fanoutfs
 from fanoutfs.bench.program import EXIT_FAILED, EXIT_INTERRUPTED, say, stage
 from fanoutfs.bench.report import table
 from fanoutfs.bench.scope import Interrupted, is_mounted, scratch_directory, signals_unwind, temporary_files_in

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final
 
 from fanoutfs.bench import load, machine, witness
+from fanoutfs.bench.counters import settled_counters
 from fanoutfs.bench.data import make_large_file, upload
 from fanoutfs.bench.heard import Heard
 from fanoutfs.bench.lab import Lab, LabMaker
-from fanoutfs.bench.peers import Peer, describe, settled_counters, start_peers
+from fanoutfs.bench.peers import Peer, describe, start_peers
 from fanoutfs.bench.program import (
     AS_EXAMPLE,
     PEER_NAMES,

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from fanoutfs.bench import machine
+from fanoutfs.bench.counters import settled_counters
 from fanoutfs.bench.data import upload
 from fanoutfs.bench.delay import Distance, at_distance
 from fanoutfs.bench.epoch_parts import Bench, meter
 from fanoutfs.bench.lab import Lab, LabMaker
 from fanoutfs.bench.load import LoadError
-from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer, settled_counters
-from fanoutfs.bench.program import Race, make_parser, run, stage
+from fanoutfs.bench.peers import Ext4, Fanoutfs, Peer
+from fanoutfs.bench.program import Race, make_parser, parse_choice, run, stage
 from fanoutfs.bench.report import SUBJECT, Measure, Report
 from fanoutfs.bench.scope import scratch_directory, stop, without_interrupts
 from fanoutfs.errors import FanoutError
@@ -54,17 +55,11 @@ class Trained:
 
 def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     """Run the program and return its exit code."""
-    parser = make_parser("A PyTorch DataLoader over fanoutfs and over ext4, images decoded.", PEERS)
+    parser = make_parser("A PyTorch DataLoader over fanoutfs and over ext4, images decoded.", PEERS, is_remote=True)
     parser.add_argument("--images", type=int, default=2000, help="JPEGs of about 110 KiB")
     parser.add_argument("--workers", default="2,4", help="workers of the DataLoader")
     parser.add_argument("--batch", type=int, default=64, help="samples in a batch")
-    parser.add_argument("--latency-ms", type=float, default=20.0, help="before every answer of the store")
-    parser.add_argument("--quick", action="store_true", help="a tiny run that shows that all works; no figure counts")
-    options = parser.parse_args(arguments)
-    if options.quick:
-        vars(options).update(QUICK)
-    if unknown := set(options.peers.split(",")) - set(PEERS):
-        parser.error(f"unknown peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+    options = parse_choice(parser, arguments, QUICK, peers=PEERS)
     return run(options, make_lab, "bench-torch: a DataLoader that decodes images", _bench)
 
 
@@ -72,7 +67,7 @@ def _bench(lab: Lab, report: Report, options: argparse.Namespace) -> None:
     try:
         from fanoutfs.bench.images import make_images
     except ModuleNotFoundError as error:
-        raise FanoutError(f"{error}: install fanoutfs[bench]") from None
+        raise FanoutError(f"{error}: install fanoutfs[bench-torch]") from None
     bench = Bench(lab, report, options)
     report.note(f"torch {version('torch')}, pillow {version('pillow')}")
     with stage(f"making {options.images:,} images and putting them into the bucket"):

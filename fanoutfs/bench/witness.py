@@ -44,6 +44,8 @@ class Proxy(Protocol):
     """A running proxy that logs: tests.support.proxy_client.Proxy."""
 
     endpoint: str
+    pid: int
+    """Of its process, for its CPU time."""
 
     def set_latency(self, ms: float) -> None:
         """Delay the first byte of every answer from now on."""

@@ -2,18 +2,19 @@
 
 Without it a fetched byte is copied into the page cache of the cache file and out again, and stays there a second time
 beside the page cache of the mounted file: measured in a cold sequential read, that copy alone was a fifth of all CPU
-time and doubled the memory the file takes.  With it the core receives a part into a slot, the fronts answer from the
-slot, and the disk is written past its page cache (O_DIRECT).
+time and doubled the memory the file takes.  With it the core receives a part into a slot, the fronts answer from what
+has arrived there, and the disk is written past its page cache (O_DIRECT).
 
 Made by the keeper before it forks.  Slots hold one run of blocks each, always of one part; slot s begins at
 s * PART_BYTES.  The directory is three arrays of u64, one word per slot:
 
     ino      0: empty.  Written last when a slot is published, first when it is withdrawn
     first    the run's first block, counted from the beginning of the file
-    length   bytes of the run; the file's last block may be short
+    length   bytes of the run, from its beginning on; grows while they arrive, and may end anywhere
 
 Writer: the core.  A slot is written to only after it was withdrawn and a grace period is over (see core.arena), so
-what a front finds published during one request stays as it is until the request is answered.
+what a front finds published during one request stays as it is until the request is answered.  What has arrived is not
+received again: after a cut the rest is asked for (backend.base.Landing).
 """
 
 import mmap
@@ -84,10 +85,14 @@ class Arena:
         return self._bytes[at : at + PART_BYTES]
 
     def publish(self, slot: int, ino: int, first_block: int, length: int) -> None:
-        """Let fronts find the first `length` bytes of a slot as a run of this file."""
+        """Let fronts find the first `length` bytes of a slot as a run of this file.  Any thread of its fill."""
         self._firsts[slot] = first_block
         self._lengths[slot] = length
         self._inos[slot] = ino
+
+    def holder(self, slot: int) -> int:
+        """Return the inode whose bytes a slot shows; 0: none."""
+        return self._inos[slot]
 
     def withdraw(self, slot: int) -> None:
         """Let no further request find a slot."""

@@ -23,7 +23,8 @@ _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 DIRECT_BYTES: Final = 4096
 """Alignment that O_DIRECT asks for on every disk we know."""
-_CHECKSUMS_AT: Final = 8  # offset of the first checksum in a part record, see index.format
+_DISK_AT: Final = 4  # offsets in a part record, see index.format: number of the disk that has the blocks
+_CHECKSUMS_AT: Final = 8  # ... and the first checksum
 
 
 class BlockMismatchError(Exception):
@@ -38,6 +39,15 @@ class BlockReader:
         # A READ of 1 MiB may begin and end inside a block.
         self._buffer = memoryview(bytearray(MAX_READ_BYTES + 2 * BLOCK_BYTES))
 
+    @property
+    def has_further(self) -> bool:
+        """Tell whether any disk but 0 is open."""
+        return self._files.has_further
+
+    def close_further(self) -> None:
+        """Close what is open on disks other than 0: one of them may be gone."""
+        self._files.detach_all()
+
     def read(self, ino: int, offset: int, end: int, size_bytes: int, parts: dict[int, bytes]) -> tuple[memoryview, int]:
         """Return (bytes [offset, end) of the file, how many blocks were verified).
 
@@ -48,7 +58,7 @@ class BlockReader:
         start = first * BLOCK_BYTES
         stop = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, size_bytes)
         for last_try in (False, True):
-            data = self._pread(ino, start, stop - start)
+            data = self._pread(ino, start, stop - start, parts)
             if data is not None and self._is_intact(ino, data, first, parts):
                 return data[offset - start : end - start], -(-(stop - start) // BLOCK_BYTES)
             if last_try:
@@ -78,13 +88,22 @@ class BlockReader:
             at = max(at, run.end)
         return [pieces[low] for low in sorted(pieces)], verified
 
-    def _pread(self, ino: int, start: int, length: int) -> memoryview | None:
+    def _pread(self, ino: int, start: int, length: int, parts: dict[int, bytes]) -> memoryview | None:
         view = self._buffer[:length]
+        part, last_part = start // PART_BYTES, (start + length - 1) // PART_BYTES
+        disk = disk_of(parts[part])
+        if part != last_part and disk_of(parts[last_part]) != disk:  # (a READ touches two parts at most)
+            border = last_part * PART_BYTES - start
+            head = self._pread_from(disk, ino, start, view[:border])
+            disk = disk_of(parts[last_part])
+            return view if head and self._pread_from(disk, ino, start + border, view[border:]) else None
+        return view if self._pread_from(disk, ino, start, view) else None
+
+    def _pread_from(self, disk: int, ino: int, start: int, view: memoryview) -> bool:
         try:
-            got = os.preadv(self._files.descriptor(ino), [view], start)
+            return os.preadv(self._files.descriptor(ino, disk), [view], start) == len(view)
         except OSError:
-            return None
-        return view if got == length else None
+            return False
 
     @staticmethod
     def _is_intact(ino: int, data: memoryview, first: int, parts: dict[int, bytes]) -> bool:
@@ -96,6 +115,12 @@ class BlockReader:
             if digest(data[at : at + BLOCK_BYTES], ino) != expected:
                 return False
         return True
+
+
+def disk_of(value: bytes | memoryview) -> int:
+    """Return the number of the disk that has the blocks of a part, from its record."""
+    disk: int = _U32.unpack_from(value, _DISK_AT)[0]
+    return disk
 
 
 def missing_blocks(value: bytes | memoryview | None, part: int, first: int, last: int) -> int:
@@ -114,19 +139,18 @@ def store_blocks(fd: int, ino: int, part: int, first_block: int, data: memoryvie
     may then be in the file, but nothing is published.  Blocking; for worker threads.
     """
     _write(fd, data, part * PART_BYTES + first_block * BLOCK_BYTES)
-    return _checksums(ino, first_block, data)
+    checksums: dict[int, int] = {}
+    add_checksums(checksums, ino, first_block, data, len(data))
+    return checksums
 
 
-def store_blocks_directly(
-    fd: int, ino: int, part: int, first_block: int, buffer: memoryview, length: int
-) -> dict[int, int]:
-    """Do the same past the page cache, with the first `length` bytes of a page-aligned buffer.
+def write_directly(fd: int, offset: int, buffer: memoryview, length: int) -> None:
+    """Write the first `length` bytes of a page-aligned buffer past the page cache.  Errors as `store_blocks`.
 
     fd: opened with O_DIRECT.  The buffer is written up to the end of a page, filled up with zeros.
     """
     padded = -(-length // DIRECT_BYTES) * DIRECT_BYTES
     buffer[length:padded] = bytes(padded - length)
-    offset = part * PART_BYTES + first_block * BLOCK_BYTES
     try:
         _write(fd, buffer[:padded], offset)
     except OSError as error:
@@ -135,7 +159,17 @@ def store_blocks_directly(
         # The disk wants another alignment than any we have seen: through the page cache then.
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_DIRECT)
         _write(fd, buffer[:padded], offset)
-    return _checksums(ino, first_block, buffer[:length])
+
+
+def add_checksums(checksums: dict[int, int], ino: int, first_block: int, data: memoryview, arrived: int) -> None:
+    """Add the checksums of the blocks that are whole now to those of the blocks before them.
+
+    data: all bytes of consecutive blocks, of which the first `arrived` are there; the file's last one may be short.
+    """
+    at = len(checksums) * BLOCK_BYTES
+    while at < arrived and (end := min(at + BLOCK_BYTES, len(data))) <= arrived:
+        checksums[first_block + len(checksums)] = xxhash.xxh3_64_intdigest(data[at:end], ino)
+        at = end
 
 
 def _write(fd: int, data: memoryview, offset: int) -> None:
@@ -144,11 +178,12 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-def _checksums(ino: int, first_block: int, data: memoryview) -> dict[int, int]:
-    return {
-        first_block + index: xxhash.xxh3_64_intdigest(data[at : at + BLOCK_BYTES], ino)
-        for index, at in enumerate(range(0, len(data), BLOCK_BYTES))
-    }
+def is_intact(data: memoryview | bytes, ino: int, value: bytes, block: int) -> bool:
+    """Tell whether a block of a part has the checksum in the part's record, and is present there."""
+    if not _U32.unpack_from(value)[0] >> block & 1:
+        return False
+    checksum: int = _U64.unpack_from(value, _CHECKSUMS_AT + 8 * block)[0]
+    return xxhash.xxh3_64_intdigest(data, ino) == checksum
 
 
 def find_torn_blocks(fd: int, ino: int, part: int, value: bytes, size_bytes: int) -> int:

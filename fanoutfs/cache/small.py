@@ -14,8 +14,9 @@
 A store of another format is deleted: all of it can be fetched again.  Written by the core (`smallstore`).
 
 LMDB is not synced (MDB_NOSYNC): a sync per group would cost more than the fetch.  After a power cut it may be torn in
-ways it does not notice, so `boot` names the kernel boot under which it is in use; found under another boot, the store
-is deleted.  Segments need no such guard: what a cut took from them fails the checksum, is dropped and fetched again.
+ways it does not notice, or hold what a file was before it was changed, so `boot` names the kernel boot and the mount
+under which it is in use (`instance_of`, as for the index); found under another one, the store is deleted.  Segments
+need no such guard: what a cut took from them fails the checksum, is dropped and fetched again.
 A daemon killed with -9 loses nothing: the pages are in the kernel's cache.
 """
 
@@ -30,6 +31,7 @@ import xxhash
 
 from fanoutfs.cache.segments import FOLDER, SegmentDescriptors
 from fanoutfs.index.format import INO_KEY
+from fanoutfs.index.savepoint import instance_of
 from fanoutfs.index.store import LMDB_ENGINE, MAX_READERS, extend_to_header
 from fanoutfs.records import MIB
 
@@ -57,15 +59,15 @@ def prepare(volume: Path, share_bytes: int) -> None:
 
     Once, before any process opens it.  LMDB files do not shrink: after the cap was lowered only a new one fits.
     """
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    instance = instance_of(volume).hex()
     mark = volume / _BOOT_FILE
     path = volume / FILE_NAME
     if path.exists() and path.stat().st_blocks * 512 > max(MIB, share_bytes // 2):
         remove(volume)
-    if mark.exists() and mark.read_text(encoding="ascii").strip() != boot_id:
+    if mark.exists() and mark.read_text(encoding="ascii").strip() != instance:
         remove(volume)
     with mark.open("w", encoding="ascii") as stream:
-        stream.write(boot_id + "\n")
+        stream.write(instance + "\n")
         stream.flush()
         os.fsync(stream.fileno())  # a power cut must find the mark wherever it finds pages written after it
     folder = os.open(volume, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -7,8 +7,7 @@ Core, the store's writer thread only.  Order, so that `small.lmdb` never promise
 A kill between 1 and 2 leaves bytes behind a segment's end that nobody knows; the next ones follow behind them.
 """
 
-import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,7 +15,7 @@ import lmdb
 import xxhash
 
 from fanoutfs.cache.segments import SegmentDescriptors, SegmentFiles
-from fanoutfs.cache.small import PLACE, ROSTER_KEY, SEGMENT_KEY, SEGMENT_VALUE, U32, SmallEnvironment
+from fanoutfs.cache.small import MAX_CONTENT_BYTES, PLACE, ROSTER_KEY, SEGMENT_KEY, SEGMENT_VALUE, U32, SmallEnvironment
 from fanoutfs.index.format import INO_KEY
 
 MAX_SEGMENT_BYTES: Final = 64 << 20
@@ -59,18 +58,20 @@ class Table:
     index_bytes: int = 0
     """Pages of LMDB that are in use."""
 
-    def choose_victim(self) -> int | None:
-        """Return the segment to give up: one that holds little anyway, else any.
+    def find_victims(self, spared: Set[int] = frozenset()) -> list[int]:
+        """Return the segments among which to choose one to give up: one that holds little anyway, else all.
 
-        Random choice is the simplest policy that survives scans: repeated passes over more than fits keep a share.
+        spared: none of these.
         """
         segments = dict(self.segments)
         if len(segments) > 1 and self.active is not None:
             segments.pop(self.active, None)
+        for number in spared:
+            segments.pop(number, None)
         if not segments:
-            return None
+            return []
         least = min(segments, key=lambda number: segments[number].live / max(1, segments[number].end))
-        return least if segments[least].is_sparse else random.choice(list(segments))
+        return [least] if segments[least].is_sparse else list(segments)
 
     def find_sparse(self) -> tuple[int, int] | None:
         """Return (segment, live bytes) of the one that is most worth writing anew, if any is."""
@@ -134,7 +135,7 @@ class SmallGroup:
         self._retired: set[int] = set()
 
     def add(self, ino: int, content: memoryview) -> None:
-        """Store a content of at most a segment's length; an older one of the inode is dead from then on."""
+        """Store a content; an older one of the inode is dead from then on."""
         self._leave(ino)
         number = self._begin_content(len(content))
         checksum = xxhash.xxh3_64_intdigest(content, ino)
@@ -146,13 +147,13 @@ class SmallGroup:
         self._live[number] = self._live.get(number, 0) + len(content)
 
     def _begin_content(self, length: int) -> int:
-        """Return the segment to append to, a new one if need be."""
+        """Return the segment to append to, a new one if need be: one longer than segments are fills it alone."""
         table = self._table
         active = None if table.active is None else table.segments[table.active]
         if active is not None:
             if not self._contents:
                 self._planned_end = active.end
-            is_full = self._planned_end + length > self._segment_bytes
+            is_full = self._planned_end > 0 and self._planned_end + length > self._segment_bytes
             if is_full or active.count + len(self._contents) >= _MAX_CONTENTS or table.is_suspect:
                 self.write_out()
                 table.active = None
@@ -190,30 +191,50 @@ class SmallGroup:
             if moved >= most_bytes:
                 return first
             for ino, checksum, offset, length in held:
-                content = memoryview(bytearray(min(length, self._segment_bytes)))
-                if self._source.read(number, offset, content) and xxhash.xxh3_64_intdigest(content, ino) == checksum:
-                    self.add(ino, content)
+                if self._append_anew(number, ino, checksum, offset, length):
                     moved += length
         return -1
 
-    def clear(self, number: int, after: int, most: int) -> tuple[int, int]:
-        """Drop the contents of a segment, about so many of them; nothing is appended to it any more.
+    def _append_anew(self, number: int, ino: int, checksum: int, offset: int, length: int) -> bool:
+        """Append a content of a segment anew; False: it is damaged."""
+        content = memoryview(bytearray(min(length, MAX_CONTENT_BYTES)))
+        if self._source.read(number, offset, content) and xxhash.xxh3_64_intdigest(content, ino) == checksum:
+            self.add(ino, content)
+            return True
+        return False
 
-        after: how many contents to pass over.  Returns (that of the next call or -1, how many were dropped).
+    def clear(
+        self, number: int, after: int, most: int, is_kept: Callable[[int], bool] | None = None
+    ) -> tuple[int, int]:
+        """Drop the contents of a segment, looking at about so many of them; nothing is appended to it any more.
+
+        after: how many contents to pass over.  is_kept: tells of an inode whether its content is to be appended anew
+        instead.  Returns (that of the next call or -1, how many were dropped).
         """
         if number == self._table.active:
             self.write_out()
             self._files.seal()
             self._table.active = None
-        dropped = 0
+        dropped = looked = 0
         for first, held in self._held(number, after):
-            if dropped >= most:
+            if looked >= most:
                 return first, dropped
-            for ino, _checksum, _offset, length in held:
+            looked += len(held)
+            for ino, checksum, offset, length in held:
+                if is_kept is not None and is_kept(ino) and self._append_anew(number, ino, checksum, offset, length):
+                    continue
                 self._txn.delete(INO_KEY.pack(ino), db=self._places)
                 self._live[number] = self._live.get(number, 0) - length
-            dropped += len(held)
+                dropped += 1
         return -1, dropped
+
+    def leave_sparse(self) -> None:
+        """Append to another segment from now on if the present one holds little: it can be written anew then."""
+        number = self._table.active
+        if number is not None and self._table.segments[number].is_sparse:
+            self.write_out()
+            self._files.seal()
+            self._table.active = None
 
     def retire(self, number: int) -> None:
         """Give up a segment that was cleared.  The file goes when nobody can be reading it any more."""
@@ -223,6 +244,10 @@ class SmallGroup:
                 more = cursor.delete() and bool(cursor.key())
         self._txn.delete(SEGMENT_KEY.pack(number), db=self._segments)
         self._retired.add(number)
+
+    def kept_bytes(self, number: int, is_kept: Callable[[int], bool]) -> int:
+        """Return how many bytes of a segment's contents are to stay."""
+        return sum(length for _first, held in self._held(number, 0) for ino, _sum, _at, length in held if is_kept(ino))
 
     def _held(self, number: int, after: int) -> Iterator[tuple[int, list[tuple[int, int, int, int]]]]:
         """Yield (how many contents before, (inode, checksum, offset, length) of what is still there) of a segment."""

@@ -4,12 +4,12 @@ import importlib
 import keyword
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Final
 
 import click
 
+from fanoutfs import __version__
 from fanoutfs.config.source import is_source
 from fanoutfs.errors import FanoutError
 
@@ -17,9 +17,26 @@ COMMANDS: Final = {
     "mount": "Mount an object store on a directory.",
     "umount": "Unmount, and wait until the daemon has ended.",
     "import": "Learn all names below a path of a mount at once.",
+    "drain": "Upload what is dirty now, and wait for it.",
     "warm": "Bring files and trees into the cache, or tell how much of them is there.",
+    "evict": "Free the local bytes of files that the object store has.",
+    "invalidate": "Forget what is known of names, and of content, and ask the object store again.",
+    "pin": "Keep files in the cache: fetch them, and never evict them.",
+    "unpin": "Let pinned files be evicted again.",
     "status": "Show the mounts, or what one of them is doing.",
+    "info": "Tell in which tier files are, and why.",
+    "tier": "Show and steer where bytes are: ls, du, explain, plan, push, restore, reload.",
+    "config": "Show and check settings: flags, environment, files, profiles.",
+    "service": "Install and enable mounts as systemd services.",
+    "upgrade": "Go on with the installed version and the settings as they are now.",
+    "top": "Watch a mount: throughput, hits, uploads, and which process waits for what.",
+    "why": "Explain what slow requests of a path or a process waited for, and what to change.",
+    "log": "Change a running mount's log level, or have it dump what it is doing.",
+    "stats": "Show what a mount counted: traffic, latencies, requests saved and their price.",
+    "doctor": "Check whether a mount would work here, and how well.",
     "plan": "Announce in which order files will be read.",
+    "bench": "Measure a server: storm, cold, small, write, meta, against a baseline; eviction policies on traces.",
+    "completion": "Print what makes a shell complete commands and options.",
     "version": "Show the version of fanoutfs and of what it is built on.",
 }
 """Name (also of the module and of the function in it; `import_` for import) and the line shown by --help.
@@ -49,9 +66,7 @@ class _LazyGroup(click.Group):
 
 def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        from fanoutfs.cli.version import own_version  # noqa: PLC0415
-
-        click.echo(f"fanoutfs {own_version()}")
+        click.echo(f"fanoutfs {__version__}")
         context.exit()
 
 
@@ -117,6 +132,8 @@ def as_command(program: str, words: list[str]) -> list[str] | None:
 
 def _fail(error: BaseException, message: str, code: int) -> int:
     if os.environ.get("FANOUTFS_DEBUG") == "1":
+        import traceback  # noqa: PLC0415  and with it tokenize and linecache
+
         traceback.print_exception(error)
     line = " ".join(message.split())
     click.echo(f"fanoutfs: {os.fsencode(line).decode('utf-8', 'backslashreplace')}", err=True)

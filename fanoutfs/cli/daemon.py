@@ -13,10 +13,15 @@ import signal
 import sys
 import time
 import traceback
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
+from fanoutfs.config.recipe import Recipe
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.errors import DaemonDiedError, FanoutError
+from fanoutfs.keeper.ending import reap_within
+
+if TYPE_CHECKING:
+    from fanoutfs.keeper.handover import Inheritance
 
 READY_TIMEOUT_S: Final = (
     300.0  # a cold start takes under a second; rebuilding an index after power loss may take minutes
@@ -34,13 +39,13 @@ class _ReportedError(FanoutError):
         self.exit_code = exit_code
 
 
-def run_foreground(config: MountConfig) -> int:
+def run_foreground(config: MountConfig, recipe: Recipe, inherited: "Inheritance | None" = None) -> int:
     """Serve the mount in this process; return the exit code, or raise what it reported instead of becoming ready."""
     from fanoutfs.keeper.main import serve  # noqa: PLC0415
 
     ready, ready_fd = os.pipe2(os.O_CLOEXEC)
     with open(ready, "rb") as reports:
-        code = serve(config, ready_fd)
+        code = serve(config, ready_fd, recipe=recipe, inherited=inherited)
         os.set_blocking(ready, False)
         line = reports.read() or b""
     if line and not line.startswith(b"ok"):
@@ -48,7 +53,7 @@ def run_foreground(config: MountConfig) -> int:
     return code
 
 
-def start_daemon(config: MountConfig) -> None:
+def start_daemon(config: MountConfig, recipe: Recipe) -> None:
     """Fork the daemon and return when it reports that the mount is ready.
 
     Raises what the daemon reported, or DaemonDiedError.  Interrupted (Ctrl-C), it ends the daemon first.
@@ -59,7 +64,7 @@ def start_daemon(config: MountConfig) -> None:
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _become_daemon(config, ready_fd, output_fd)
+        _become_daemon(config, recipe, ready_fd, output_fd)
     os.close(ready_fd)
     os.close(output_fd)
     try:
@@ -76,7 +81,7 @@ def start_daemon(config: MountConfig) -> None:
     if os.environ.get("FANOUTFS_DEBUG") == "1":
         sys.stderr.write(printed.decode("utf-8", "backslashreplace"))
     # Until it has ended it holds the lock of the cache, which the next attempt will want.
-    status = _wait_for_end(pid)
+    status = reap_within(pid, END_TIMEOUT_S, (signal.SIGTERM, END_TIMEOUT_S))
     raise _reported(line) if line else _died(config, status, printed)
 
 
@@ -107,7 +112,7 @@ def _await_report(ready: int, output: int, config: MountConfig, pid: int) -> tup
     return line, printed
 
 
-def _become_daemon(config: MountConfig, ready_fd: int, output_fd: int) -> NoReturn:
+def _become_daemon(config: MountConfig, recipe: Recipe, ready_fd: int, output_fd: int) -> NoReturn:
     """Detach from everything of the caller, serve, and end.  Runs in the forked child only."""
     code = DaemonDiedError.exit_code
     try:
@@ -119,19 +124,19 @@ def _become_daemon(config: MountConfig, ready_fd: int, output_fd: int) -> NoRetu
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
         _close_others({0, 1, 2, ready_fd})
-        code = _serve(config, ready_fd)
+        code = _serve(config, recipe, ready_fd)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)  # no exit handlers, no finally blocks of the command: they belong to the parent
 
 
-def _serve(config: MountConfig, ready_fd: int) -> int:
+def _serve(config: MountConfig, recipe: Recipe, ready_fd: int) -> int:
     pipe_inode = os.fstat(ready_fd).st_ino
     try:
         from fanoutfs.keeper.main import serve  # noqa: PLC0415
 
-        return serve(config, ready_fd)
+        return serve(config, ready_fd, recipe=recipe)
     except FanoutError as error:
         _report(ready_fd, pipe_inode, error.exit_code, str(error))
         return error.exit_code
@@ -169,21 +174,6 @@ def _died(config: MountConfig, status: int | None, printed: bytes) -> DaemonDied
     lines = os.fsdecode(printed).strip().splitlines()
     why = f": {lines[-1]}" if lines else ""
     return DaemonDiedError(f"the daemon ended before the mount was ready{how}{why}; see {_log_name(config)}")
-
-
-def _wait_for_end(pid: int) -> int | None:
-    """Return the exit code (negative: the signal) of a daemon that gave up, helping with SIGTERM; None if it stays."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if not poller.poll(END_TIMEOUT_S * 1000):
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            if not poller.poll(END_TIMEOUT_S * 1000):
-                return None
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _log_name(config: MountConfig) -> str:

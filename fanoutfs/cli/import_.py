@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from fanoutfs.cli.document import json_option, print_json
 from fanoutfs.cli.place import find_place
 from fanoutfs.cli.progress import JobLostError, Meter, ask, follow
 
@@ -15,20 +16,27 @@ _LOCATE_S: Final = 600.0
 """The directories on the way to the path may have to be listed first."""
 
 
-@click.command(name="import")
+@click.command(name="import", epilog="Example:  fanoutfs import /mnt/data")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-def import_(paths: tuple[str, ...]) -> None:
+@json_option
+def import_(paths: tuple[str, ...], as_json: bool) -> None:
     """Learn all names below PATH, the path of a mount or of a directory in one.
 
     Afterwards no LIST or HEAD is sent for what is below as long as it is fresh (--metadata-ttl).  Called again, it goes
     on where it was broken off; when it was complete it looks for changes.  Ctrl-C stops it.
     """
+    documents = []
     for path in paths:
         mountpoint, relative = find_place(path)
-        _import(path, mountpoint, relative)
+        progress = _import(path, mountpoint, relative)
+        documents.append({"path": path, **progress})
+        if not as_json:
+            print(_line(path, progress), file=sys.stdout)
+    if as_json:
+        print_json(documents)
 
 
-def _import(path: str, mountpoint: Path, relative: str) -> None:
+def _import(path: str, mountpoint: Path, relative: str) -> dict[str, Any]:
     meter = Meter(f"import {path}", " keys", 0)
 
     def show(progress: Mapping[str, Any]) -> None:
@@ -41,13 +49,16 @@ def _import(path: str, mountpoint: Path, relative: str) -> None:
             job = ask(mountpoint, "import", path=relative, timeout_s=_LOCATE_S)["job"]
             try:
                 state = follow(mountpoint, job, show, f"fanoutfs import {path} goes on where it was")
-                break
+                return {"keys": 0, **state["progress"]}
             except JobLostError:
                 if restart == _RESTARTS:
                     raise
     finally:
         meter.close()
-    progress = state["progress"]
+    raise AssertionError("the loop returns or raises")
+
+
+def _line(path: str, progress: Mapping[str, Any]) -> str:
     resumed = f", {progress['resumed_keys']:,} of them before it was broken off" if progress.get("resumed_keys") else ""
     hidden = f", {progress['hidden']:,} cannot be shown" if progress.get("hidden") else ""
-    print(f"{path}: {progress.get('keys', 0):,} keys{resumed}{hidden}", file=sys.stdout)
+    return f"{path}: {progress['keys']:,} keys{resumed}{hidden}"

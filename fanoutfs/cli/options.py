@@ -18,6 +18,7 @@ _METAVARS: Final[Mapping[str, str]] = {
     "id": "ID|NAME",
     "text": "TEXT",
     "path": "PATH",
+    "disks": "DIR[=SIZE]:...",
 }
 _SHORT: Final[Mapping[str, str]] = {"foreground": "-f", "read_only": "-r"}
 
@@ -25,7 +26,7 @@ _SHORT: Final[Mapping[str, str]] = {"foreground": "-f", "read_only": "-r"}
 def setting_options(function: _Command) -> _Command:
     """Give a click command one option per setting, and one hidden option per synonym.
 
-    All arrive as text (a flag as "true"), None when not given: `config.load` alone knows units and limits.
+    All arrive as text (a flag as a bool), None when not given: `config.load` alone knows units and limits.
     """
     for name, (setting, _) in reversed(list(SYNONYMS.items())):
         if name != "ro":  # mount(8) says it in -o only
@@ -42,6 +43,7 @@ def _option(name: str, setting: str, *, hidden: bool) -> Callable[[_Command], _C
         spellings.insert(0, _SHORT[name])
     default = "" if hidden else show_default(setting)
     text = metadata["doc"] + (f"  [default: {default}]" if default else "")
-    if metadata["unit"] == "flag":
-        return click.option(*spellings, name, flag_value="true", default=None, help=text, hidden=hidden)
+    if metadata["unit"] == "flag":  # --no-: what a file or a profile switched on
+        spellings[-1] += "/--no-" + spellings[-1].removeprefix("--")
+        return click.option(*spellings, name, default=None, help=text, hidden=hidden)
     return click.option(*spellings, name, metavar=_METAVARS[metadata["unit"]], help=text, hidden=hidden)

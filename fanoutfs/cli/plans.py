@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from fanoutfs.cli.client import Connection
-from fanoutfs.errors import UsageError
+from fanoutfs.errors import DaemonDiedError, NotMountedError, UsageError
+from fanoutfs.keeper.mountinfo import FSTYPE, find_mount
 
 _CHUNK_PATHS: Final = 2000
 _TIMEOUT_S: Final = 300.0
@@ -46,7 +47,7 @@ def announce(paths: Iterable[PathLike], mount: PathLike | None = None, *, name: 
     name: a plan replaces the one announced before under the same name; None: one name for this process.
     An announcement of nothing withdraws the plan of this name; for that the mount must be given.
 
-    Raises UsageError (not in a mount, nothing announced), DaemonDiedError (no answer), FanoutError (another process
+    Raises NotMountedError, UsageError (nothing announced), DaemonDiedError (no answer), FanoutError (another process
     replaced the plan, or the daemon restarted meanwhile).
     """
     rest = iter(paths)
@@ -61,7 +62,7 @@ def announce(paths: Iterable[PathLike], mount: PathLike | None = None, *, name: 
     relative = functools.partial(_relative, functools.lru_cache(_FOLDERS)(os.path.realpath), mountpoint)
     unknown = 0
     examples: list[str] = []
-    with Connection(Path(mountpoint), timeout_s=_TIMEOUT_S) as daemon:
+    with _connect(Path(mountpoint)) as daemon:
         number = daemon.call("plan_begin", name=f"process {os.getpid()}" if name is None else name)["plan"]
         for chunk in _chunks(rest):
             inside = []
@@ -76,6 +77,17 @@ def announce(paths: Iterable[PathLike], mount: PathLike | None = None, *, name: 
             unknown += answer["unknown"]
             examples = (examples + answer["examples"])[:_EXAMPLES]
         return Announced(daemon.call("plan_end", plan=number)["files"], unknown, tuple(examples))
+
+
+def _connect(mountpoint: Path) -> Connection:
+    """Return a connection to the daemon of a mount.  Raises DaemonDiedError, NotMountedError."""
+    try:
+        return Connection(mountpoint, timeout_s=_TIMEOUT_S)
+    except DaemonDiedError:
+        info = find_mount(mountpoint)
+        if info is None or info.fstype != FSTYPE:
+            raise NotMountedError(f"what is to be announced lies in no fanoutfs mount but in {mountpoint}") from None
+        raise
 
 
 def find_mountpoint(path: str) -> str:

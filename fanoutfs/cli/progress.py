@@ -7,18 +7,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from tqdm import tqdm
-
-from fanoutfs.cli.client import call
+from fanoutfs.cli.client import SilentDaemonError, call, has_keeper
 from fanoutfs.config.units import show_duration
 from fanoutfs.errors import DaemonDiedError, FanoutError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LINE_S: Final = 10.0
 _WAIT_S: Final = 0.5
 _AWAY_S: Final = 30.0
 """How long a daemon may be silent (its core is being replaced) before the command gives up."""
+_DEAD_S: Final = 5.0
+"""The same when there is no keeper either: a service is started again a second after it died."""
 _RETRY_S: Final = 0.3
 
 
@@ -45,12 +48,15 @@ class Meter:
         self._is_bytes = is_bytes
         self._started_at = self._told_at = time.monotonic()
         self._first: int | None = None
-        self._bar: tqdm[Any] | None = None
-        if self._to.isatty():
-            self._bar = tqdm(
-                total=total or None, desc=what, unit=unit, unit_scale=True, unit_divisor=1024 if is_bytes else 1000,
-                file=self._to, dynamic_ncols=True, smoothing=0.1,
-            )  # fmt: skip
+        self._bar = self._make_bar() if self._to.isatty() else None
+
+    def _make_bar(self) -> "tqdm[Any]":
+        from tqdm import tqdm  # noqa: PLC0415  a third of the time of a command that shows no bar
+
+        return tqdm(
+            total=self._total or None, desc=self._what, unit=self._unit, unit_scale=True,
+            unit_divisor=1024 if self._is_bytes else 1000, file=self._to, dynamic_ncols=True, smoothing=0.1,
+        )  # fmt: skip
 
     def show(self, done: int, text: str = "") -> None:
         """Show the state."""
@@ -71,6 +77,8 @@ class Meter:
             self._bar.close()
 
     def _line(self, done: int, text: str) -> str:
+        from tqdm import tqdm  # noqa: PLC0415  likewise
+
         rate = (done - (self._first or 0)) / max(1e-9, time.monotonic() - self._started_at)
         divisor = 1024 if self._is_bytes else 1000
         shown = tqdm.format_sizeof(done, self._unit, divisor)
@@ -83,14 +91,20 @@ class Meter:
         return ", ".join(part for part in parts if part)
 
 
-def ask(mountpoint: Path, op: str, **arguments: Any) -> dict[str, Any]:
-    """Send a command, for a while also to a daemon whose core is just being replaced."""
-    deadline = time.monotonic() + _AWAY_S
+def ask(mountpoint: Path, op: str, *, is_under_way: bool = False, **arguments: Any) -> dict[str, Any]:
+    """Send a command, for a while also to a daemon whose core is just being replaced.
+
+    is_under_way: of a job that the daemon works on: wait as long for one that hangs and will be replaced.
+    """
+    began = time.monotonic()
     while True:
         try:
             return call(mountpoint, op, **arguments)
-        except DaemonDiedError:
-            if time.monotonic() > deadline:
+        except DaemonDiedError as error:
+            if isinstance(error, SilentDaemonError) and not (error.is_starting or is_under_way):
+                raise
+            patience_s = _AWAY_S if has_keeper(mountpoint) else _DEAD_S
+            if time.monotonic() - began > patience_s:
                 raise
             time.sleep(_RETRY_S)
 
@@ -103,7 +117,7 @@ def follow(mountpoint: Path, job: str, show: Callable[[Mapping[str, Any]], None]
     """
     try:
         while True:
-            state = ask(mountpoint, "job", id=job, wait_s=_WAIT_S)
+            state = ask(mountpoint, "job", is_under_way=True, id=job, wait_s=_WAIT_S)
             if state["state"] == "unknown":
                 raise JobLostError("the daemon was restarted meanwhile")
             show(state["progress"])

@@ -7,19 +7,18 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from fanoutfs.cli.client import call
+from fanoutfs.cli.client import call, call_all
 from fanoutfs.config.units import show_duration, show_size
 from fanoutfs.errors import DaemonDiedError, FanoutError, NotMountedError
 from fanoutfs.keeper.mountinfo import FSTYPE, MountInfo, fanoutfs_mounts, find_mount
+from fanoutfs.observe.derived import fan_out
 
-LIST_TIMEOUT_S: Final = 2.0  # per mount: one hung daemon must not hide the others for long
 
-
-@click.command()
+@click.command(epilog="Example:  fanoutfs status /mnt/data --json")
 @click.argument("mountpoint", required=False)
 @click.option("--json", "as_json", is_flag=True, help="print one JSON document")
 def status(mountpoint: str | None, as_json: bool) -> None:
@@ -71,12 +70,6 @@ def describe(result: Mapping[str, Any]) -> Iterator[str]:
             yield f"{shown}  ({show_size(value)})" if name.endswith("_bytes") and value >= 1024 else shown
 
 
-def fan_out(counters: Mapping[str, int]) -> float | None:
-    """Return how often each byte fetched from the backend was handed to a reader; None before the first fetch."""
-    fetched = counters.get("backend_bytes", 0)
-    return counters.get("reader_bytes", 0) / fetched if fetched else None
-
-
 def _cache_rows(cache: Mapping[str, Any]) -> Iterator[str]:
     used, cap = cache.get("used_bytes", 0), cache.get("cap_bytes", 0)
     share = f" ({used / cap:.0%})" if cap else ""
@@ -84,10 +77,19 @@ def _cache_rows(cache: Mapping[str, Any]) -> Iterator[str]:
     parts = [
         f"{name.removesuffix('_bytes')} {_value(name, value)}"
         for name, value in cache.items()
-        if name not in ("used_bytes", "cap_bytes")
+        if name not in ("used_bytes", "cap_bytes", "disks")
     ]
     if parts:
         yield _row("", ", ".join(parts))
+    for disk in cache.get("disks", ()):
+        yield _row("", f"further directory {disk['directory']}: {_describe_disk(disk)}")
+
+
+def _describe_disk(disk: Mapping[str, Any]) -> str:
+    if disk["state"] == "out":
+        return f"out of service, next try in {show_duration(disk['retry_in_s'])}: {disk['reason']}"
+    limit = f" of {show_size(disk['limit_bytes'])}" if disk["limit_bytes"] else ""
+    return f"{disk['state']}, {show_size(disk['large_bytes'])}{limit}"
 
 
 def _traffic_rows(counters: Mapping[str, int]) -> Iterator[str]:
@@ -111,7 +113,9 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _list(as_json: bool) -> None:
-    mounts = [_summary(info) for info in fanoutfs_mounts()]
+    found = fanoutfs_mounts()
+    answers = call_all([info.mountpoint for info in found], "status")
+    mounts = [_summary(info, answer) for info, answer in zip(found, answers, strict=True)]
     if as_json:
         _print(json.dumps(mounts, indent=2))
     elif not mounts:
@@ -120,18 +124,16 @@ def _list(as_json: bool) -> None:
         _print(f"{mount['mountpoint']}  from  {mount['source']}  {mount['state']}")
 
 
-def _summary(info: MountInfo) -> dict[str, Any]:
+def _summary(info: MountInfo, answer: dict[str, Any] | FanoutError) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "mountpoint": str(info.mountpoint),
         "source": info.source,
         "connection": info.connection_id,
     }
-    try:
-        result = call(info.mountpoint, "status", timeout_s=LIST_TIMEOUT_S)
-    except FanoutError as error:
-        return summary | {"alive": False, "state": f"no answer: {error}"}
-    uptime = show_duration(float(result.get("uptime_s", 0)))
-    return summary | {"alive": True, "state": f"running for {uptime}, keeper {result.get('keeper_pid', '?')}"}
+    if isinstance(answer, FanoutError):
+        return summary | {"alive": False, "state": f"no answer: {answer}"}
+    uptime = show_duration(float(answer.get("uptime_s", 0)))
+    return summary | {"alive": True, "state": f"running for {uptime}, keeper {answer.get('keeper_pid', '?')}"}
 
 
 def _ask(mountpoint: str) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _ask(mountpoint: str) -> dict[str, Any]:
 
 
 def _absolute(path: Path) -> Path:
-    from fanoutfs.keeper.mount import resolve  # noqa: PLC0415  ctypes and subprocess, only needed here
+    from fanoutfs.keeper.paths import resolve  # noqa: PLC0415  ctypes and subprocess, only needed here
 
     return resolve(path)
 

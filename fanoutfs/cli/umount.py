@@ -5,30 +5,37 @@ import os
 import select
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from fanoutfs.cli.client import call, peer_pid
-from fanoutfs.config.schema import control_socket
+from fanoutfs.cli.document import json_option, print_json
+from fanoutfs.config.directories import control_socket, keeper_socket
+from fanoutfs.config.units import show_size
 from fanoutfs.errors import DaemonDiedError, FanoutError, MountBusyError, NotMountedError
 from fanoutfs.keeper.holders import find_servers
 from fanoutfs.keeper.mountinfo import FSTYPE, MountInfo, find_mount
+from fanoutfs.keeper.paths import resolve
 
 END_TIMEOUT_S: Final = 30.0
 
 
-@click.command()
+@click.command(epilog="Example:  fanoutfs umount --drain /mnt/run")
 @click.argument("mountpoint")
 @click.option(
     "-l", "-z", "--lazy", is_flag=True, help="detach now; who has files open may finish, the daemon ends after the last"
 )
-def umount(mountpoint: str, lazy: bool) -> None:
-    """Unmount the fanoutfs mount at MOUNTPOINT and wait until its daemon has ended."""
-    from fanoutfs.keeper import mount as attach  # noqa: PLC0415  ctypes and subprocess, not needed for --help
+@click.option("--drain", is_flag=True, help="first wait until the object store has everything")
+@json_option
+def umount(mountpoint: str, lazy: bool, drain: bool, as_json: bool) -> None:
+    """Unmount the fanoutfs mount at MOUNTPOINT and wait until its daemon has ended.
 
-    path = attach.resolve(Path(mountpoint))
+    What is not uploaded yet stays in the cache directory, is named on stderr, and is uploaded by the next mount.
+    """
+    path = resolve(Path(mountpoint))
     info = find_mount(path)
     if info is None:
         raise NotMountedError(f"nothing is mounted at {path}")
@@ -36,20 +43,64 @@ def umount(mountpoint: str, lazy: bool) -> None:
         raise NotMountedError(f"{path} is no fanoutfs mount but {info.fstype} from {info.source}")
     with contextlib.suppress(OSError):
         os.chdir("/")  # `fanoutfs umount .` must not be its own hindrance
+    if drain:
+        from fanoutfs.cli.drain import drain_mount  # noqa: PLC0415  the progress bar, not needed otherwise
+
+        drain_mount(path)
+    left = unmount_and_wait(path, lazy=lazy)
+    if as_json:
+        print_json({"mountpoint": str(path), "left_to_upload": left})
+
+
+def unmount_and_wait(path: Path, *, lazy: bool) -> str:
+    """Unmount what is at this symlink-free path; return when the daemon has ended, or at once if it was busy and lazy.
+
+    Returns what is not uploaded yet, "" for nothing, and says it on stderr.
+    Raises NotMountedError, MountBusyError, MountDeniedError, DaemonDiedError.
+    """
+    from fanoutfs.keeper import mount as attach  # noqa: PLC0415  ctypes and subprocess, not needed for --help
+
+    info = find_mount(path)
+    if info is None:
+        raise NotMountedError(f"nothing is mounted at {path}")
+    try:
+        status = call(path, "status")
+    except FanoutError:
+        status = {}
+    left = _left_to_upload(status)
     with contextlib.ExitStack() as stack:
-        processes = _daemon_processes(path, info, stack)
+        processes = _daemon_processes(path, info, status, stack)
         try:
             attach.unmount(path)
         except MountBusyError:
             if not lazy:
                 raise
             attach.unmount(path, lazy=True)
-            return  # the daemon serves whoever still has something open, for as long as that takes
+            return left  # the daemon serves whoever still has something open, for as long as that takes
         _wait_for_end(processes, path)
-    _remove_dead_socket(control_socket(path))
+    for left_behind in (control_socket(path), keeper_socket(path)):
+        _remove_dead_socket(left_behind)
+    if left:
+        click.echo(f"fanoutfs: {left}; it is safe in the cache directory, the next mount goes on", err=True)
+    return left
 
 
-def _daemon_processes(mountpoint: Path, info: MountInfo, stack: contextlib.ExitStack) -> dict[int, int]:
+def _left_to_upload(status: Mapping[str, Any]) -> str:
+    """Return what the store does not have yet, "" for nothing, as the daemon said while it could be asked."""
+    try:
+        changes = status["changes"]
+        dirty, departed = int(changes.get("dirty", 0)), int(changes.get("departed", 0))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return ""
+    parts = [f"{dirty} files or directories are not uploaded yet ({show_size(int(changes['staged_bytes']))})"]
+    if departed:
+        parts.append(f"{departed} objects are not moved or deleted yet")
+    return ", ".join(parts[not dirty :])
+
+
+def _daemon_processes(
+    mountpoint: Path, info: MountInfo, status: Mapping[str, Any], stack: contextlib.ExitStack
+) -> dict[int, int]:
     """Return pidfd → pid of the daemon, taken while the mount exists, so that no pid can be reused; empty if dead.
 
     The keeper by its own word; it ends after all others.  When it does not answer, whoever holds the connection's
@@ -57,11 +108,11 @@ def _daemon_processes(mountpoint: Path, info: MountInfo, stack: contextlib.ExitS
     may be that of an earlier one, long unmounted, which somebody else still holds and will not let go.
     """
     try:
-        pids = {int(call(mountpoint, "status")["keeper_pid"])}
-    except (FanoutError, KeyError, ValueError, TypeError):
+        pids = {int(status["keeper_pid"])}
+    except (KeyError, ValueError, TypeError):
         pids = {*find_servers(info), peer_pid(mountpoint, timeout_s=1.0) or 0}
     pidfds = {}
-    for pid in pids - {0, os.getpid()}:
+    for pid in pids - {0, 1, os.getpid()}:  # 1: a service manager that keeps the descriptor for a restart
         with contextlib.suppress(OSError):
             pidfd = os.pidfd_open(pid)
             stack.callback(os.close, pidfd)

@@ -1,38 +1,35 @@
 """`fanoutfs version`."""
 
+import json
 import os
 import platform
-import tomllib
-from importlib import metadata
-from pathlib import Path
 
 import click
+
+from fanoutfs import __version__
 
 BUILT_ON = ("pyfuse3", "trio", "lmdb", "xxhash", "obstore")
 
 
-def own_version() -> str:
-    """Return the installed version, or that of the source tree it is run from."""
-    try:
-        return metadata.version("fanoutfs")
-    except metadata.PackageNotFoundError:
-        pass
-    try:
-        with (Path(__file__).parents[2] / "pyproject.toml").open("rb") as stream:
-            return f"{tomllib.load(stream)['project']['version']} (source tree)"
-    except (OSError, KeyError, tomllib.TOMLDecodeError):
-        return "of unknown version"
-
-
-@click.command()
-def version() -> None:
+@click.command(epilog="Example:  fanoutfs version --json")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def version(as_json: bool) -> None:
     """Show the version of fanoutfs and of what it is built on."""
-    click.echo(f"fanoutfs {own_version()}")
-    click.echo(f"python {platform.python_version()}, Linux {os.uname().release}")
-    parts = []
+    from importlib import metadata  # noqa: PLC0415  40 ms
+
+    versions: dict[str, str | None] = {
+        "fanoutfs": __version__,
+        "python": platform.python_version(),
+        "linux": os.uname().release,
+    }
     for name in BUILT_ON:
         try:
-            parts.append(f"{name} {metadata.version(name)}")
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            parts.append(f"{name} missing")
-    click.echo(", ".join(parts))
+            versions[name] = None
+    if as_json:
+        click.echo(json.dumps(versions))
+        return
+    click.echo(f"fanoutfs {versions['fanoutfs']}")
+    click.echo(f"python {versions['python']}, Linux {versions['linux']}")
+    click.echo(", ".join(f"{name} {versions[name] or 'missing'}" for name in BUILT_ON))

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final
 
 import click
 
+from fanoutfs.cli.document import json_option, print_json
 from fanoutfs.cli.place import find_place
 from fanoutfs.cli.progress import JobFailedError, JobLostError, Meter, ask, follow
 from fanoutfs.config.units import parse_size, show_size
@@ -23,7 +24,7 @@ _RESTARTS: Final = 5
 _RESUME: Final = "the same command again skips what is cached"
 
 
-@click.command()
+@click.command(epilog="Example:  find /mnt/data -name '*.jpg' | fanoutfs warm --list - --bandwidth 200M")
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
 @click.option(
     "--list", "list_file", metavar="FILE", help="read paths from FILE (-: stdin), a line each or NUL-separated"
@@ -31,7 +32,10 @@ _RESUME: Final = "the same command again skips what is cached"
 @click.option("--order", is_flag=True, help="fetch in the order given (else each batch of a list is sorted)")
 @click.option("--check", is_flag=True, help="only tell how much is cached; nothing is fetched")
 @click.option("--bandwidth", metavar="SIZE", help="fetch at most so many bytes per second, for example 200M")
-def warm(paths: tuple[str, ...], list_file: str | None, order: bool, check: bool, bandwidth: str | None) -> int:
+@json_option
+def warm(
+    paths: tuple[str, ...], list_file: str | None, order: bool, check: bool, bandwidth: str | None, as_json: bool
+) -> int:
     """Bring the files and trees at PATH (below a mount) into the cache.
 
     What is cached is skipped, so the same command goes on where an earlier one stopped.  Exits with 26 when files could
@@ -39,6 +43,19 @@ def warm(paths: tuple[str, ...], list_file: str | None, order: bool, check: bool
     """
     if not paths and list_file is None:
         raise UsageError("warm: name at least one PATH, or --list FILE")
+    return warm_paths(paths, bandwidth, list_file=list_file, order=order, check=check, as_json=as_json)
+
+
+def warm_paths(
+    paths: tuple[str, ...],
+    bandwidth: str | None,
+    *,
+    list_file: str | None = None,
+    order: bool = False,
+    check: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Warm paths of one mount, showing progress; return the exit code."""
     rate = None if bandwidth is None else parse_size(bandwidth)
     if rate == 0:
         raise UsageError("--bandwidth: must be above 0")
@@ -47,7 +64,7 @@ def warm(paths: tuple[str, ...], list_file: str | None, order: bool, check: bool
     if not check and source.can_repeat and sys.stderr.isatty():
         total = _run(source, {"check": True, "order": order, "bytes_per_s": None}, None, "looking")["progress"]
     state = _run(source, {"check": check, "order": order, "bytes_per_s": rate}, total, "check" if check else "warm")
-    return _report(state)
+    return _report(state, source, as_json=as_json)
 
 
 class _Paths:
@@ -176,14 +193,16 @@ class _Feeder(threading.Thread):
         return bool(state["state"] == "running")
 
 
-def _report(state: dict[str, Any]) -> int:
-    progress = state["progress"]
+def _report(state: dict[str, Any], source: _Paths, *, as_json: bool) -> int:
+    progress, failures = state["progress"], state["result"]["failures"]
     share = progress["cached_bytes"] / progress["bytes"] if progress["bytes"] else 1.0
-    print(
-        f"cached: {progress['cached_files']:,} of {progress['files']:,} files, "
-        f"{show_size(progress['cached_bytes'])} of {show_size(progress['bytes'])} ({share:.1%})"
-    )
-    failures = state["result"]["failures"]
+    if as_json:
+        print_json({"mountpoint": str(source.mountpoint), **progress, "failures": failures})
+    else:
+        print(
+            f"cached: {progress['cached_files']:,} of {progress['files']:,} files, "
+            f"{show_size(progress['cached_bytes'])} of {show_size(progress['bytes'])} ({share:.1%})"
+        )
     for failure in failures:
         print(failure, file=sys.stderr)
     if progress["failed"]:

@@ -13,11 +13,13 @@ import pwd
 import re
 from typing import Final
 
-from fanoutfs.config.schema import INDEFINITE
 from fanoutfs.errors import UsageError
 from fanoutfs.records import MIB
 
 _NUMBER_AND_UNIT: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)")
+
+INDEFINITE: Final = float("inf")
+"""A duration without an end, as `metadata_ttl`: a source that never changes, of which nothing is ever listed twice."""
 
 _PREFIXES: Final = tuple(enumerate("kmgtp", start=1))
 _SIZE_UNITS: Final = {
@@ -142,6 +144,24 @@ def show_duration(seconds: float) -> str:
         elif parts:
             break
     return " ".join(parts[:2])
+
+
+def write_size(size_bytes: int) -> str:
+    """Return the shortest text that `parse_size` turns into exactly this size."""
+    for power, unit in enumerate(("B", "KiB", "MiB", "GiB", "TiB", "PiB")):
+        if size_bytes % 1024 ** (power + 1) or not size_bytes:
+            return f"{size_bytes // 1024**power}{unit}"
+    return f"{size_bytes // 1024**5}PiB"
+
+
+def write_duration(seconds: float) -> str:
+    """Return the shortest text that `parse_duration` turns into exactly this duration."""
+    if seconds == INDEFINITE:
+        return "indefinite"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{int(seconds) if seconds == int(seconds) else seconds}s"
 
 
 def _checked_id(text: str) -> int:

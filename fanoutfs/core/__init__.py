@@ -1,4 +1,4 @@
-"""The control plane: one process, pyfuse3 on trio, LMDB's only writer.
+"""The control plane: one process, pyfuse3 on trio; what changes the index, save that fronts enter new files.
 
 `main` starts and ends it, `assembly` puts its parts together; `operations` is the thin pyfuse3 door over `filesystem`,
 which knows no FUSE types.  `listing` keeps directories, `imports` whole trees; `warming` fills what it is told, both as

@@ -1,17 +1,33 @@
-"""Who may talk to the backend now: one budget of bytes and requests, demand before prefetch.
+"""Who may talk to the backend now: one budget of bytes and requests, demand before prefetch before background moves.
 
 Core, trio thread only.  Every acquire is released by the same fill; nothing else holds budget, so waiting always ends.
+
+While a reader waits for budget nothing that is less urgent begins, neither here nor elsewhere (`let_readers_first`:
+uploads and changes of class have budgets of their own, and begin later then).  While none waits, background moves go
+on beside readers: stopping them altogether would leave a store idle that a few readers cannot keep busy.
 """
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 import trio
 
 _PREFETCH_SHARE: Final = 0.75
-"""Prefetch leaves a quarter of the requests and bytes to a reader who comes now."""
+"""Prefetch and background leave a quarter of the requests and bytes to a reader who comes now."""
+
+
+class Urgency(IntEnum):
+    """Who goes first."""
+
+    DEMAND = 0
+    """A reader waits for it."""
+    PREFETCH = 1
+    """A reader is about to come: read-ahead, announced orders."""
+    BACKGROUND = 2
+    """Nobody in particular: `warm`, pins, policies."""
 
 
 @dataclass(eq=False, slots=True)
@@ -19,10 +35,28 @@ class Ticket:
     """A place in the queue, then a share of the budget."""
 
     size_bytes: int
-    is_demand: bool
+    urgency: Urgency
     on_admitted: Callable[[], None] | None = None
     """Called when the ticket is admitted, for owners that have no task of their own.  Must not call Admission."""
-    admitted: trio.Event = field(default_factory=trio.Event)
+    is_admitted: bool = False
+    _admitted: trio.Event | None = None
+
+    @property
+    def admitted(self) -> trio.Event:
+        """Return the event that is set then; made for those who wait only, which small files do not."""
+        if self._admitted is None:
+            self._admitted = trio.Event()
+            if self.is_admitted:
+                self._admitted.set()
+        return self._admitted
+
+    def admit(self) -> None:
+        """Tell whoever waits."""
+        self.is_admitted = True
+        if self._admitted is not None:
+            self._admitted.set()
+        if self.on_admitted is not None:
+            self.on_admitted()
 
 
 class Admission:
@@ -33,49 +67,64 @@ class Admission:
         self._requests = requests
         self._bytes_used = 0
         self._requests_used = 0
-        self._demand: deque[Ticket] = deque()
-        self._prefetch: deque[Ticket] = deque()
+        self._waiting: dict[Urgency, deque[Ticket]] = {urgency: deque() for urgency in Urgency}
+        self._no_reader_waits = trio.Event()
+        self._no_reader_waits.set()
 
     @property
     def bytes_used(self) -> int:
         """Return the bytes admitted now."""
         return self._bytes_used
 
-    def enqueue(self, size_bytes: int, *, is_demand: bool, on_admitted: Callable[[], None] | None = None) -> Ticket:
+    @property
+    def has_reader_waiting(self) -> bool:
+        """Tell whether a reader waits for budget."""
+        return bool(self._waiting[Urgency.DEMAND])
+
+    async def let_readers_first(self, at_most_s: float) -> None:
+        """Return when no reader waits for budget, or after so long: others must get on some day.  Checkpoint."""
+        with trio.move_on_after(at_most_s):
+            await self._no_reader_waits.wait()
+
+    def enqueue(self, size_bytes: int, urgency: Urgency, *, on_admitted: Callable[[], None] | None = None) -> Ticket:
         """Take a place in the queue; wait for `ticket.admitted`, then `release` it in every case.
 
         on_admitted may be called before this returns.
         """
-        ticket = Ticket(size_bytes, is_demand, on_admitted)
-        (self._demand if is_demand else self._prefetch).append(ticket)
+        ticket = Ticket(size_bytes, urgency, on_admitted)
+        self._waiting[urgency].append(ticket)
         self._admit()
         return ticket
 
-    def promote(self, ticket: Ticket) -> None:
-        """Let a reader who came for prefetched bytes pull them forward."""
-        if ticket.is_demand or ticket.admitted.is_set():
+    def promote(self, ticket: Ticket, urgency: Urgency) -> None:
+        """Let whoever is more urgent, a reader who came for prefetched bytes say, pull them forward."""
+        if ticket.is_admitted or ticket.urgency <= urgency:
             return
-        self._prefetch.remove(ticket)
-        ticket.is_demand = True
-        self._demand.append(ticket)
+        self._waiting[ticket.urgency].remove(ticket)
+        ticket.urgency = urgency
+        self._waiting[urgency].append(ticket)
         self._admit()
 
     def release(self, ticket: Ticket) -> None:
         """Give the share back, or leave the queue."""
-        if ticket.admitted.is_set():
+        if ticket.is_admitted:
             self._bytes_used -= ticket.size_bytes
             self._requests_used -= 1
         else:
-            (self._demand if ticket.is_demand else self._prefetch).remove(ticket)
+            self._waiting[ticket.urgency].remove(ticket)
         self._admit()
 
     def _admit(self) -> None:
-        while self._demand and self._fits(self._demand[0], 1.0):
-            self._take(self._demand.popleft())
-        if self._demand:
-            return
-        while self._prefetch and self._fits(self._prefetch[0], _PREFETCH_SHARE):
-            self._take(self._prefetch.popleft())
+        for urgency, waiting in self._waiting.items():
+            share = 1.0 if urgency is Urgency.DEMAND else _PREFETCH_SHARE
+            while waiting and self._fits(waiting[0], share):
+                self._take(waiting.popleft())
+            if waiting:
+                break
+        if not self.has_reader_waiting:
+            self._no_reader_waits.set()
+        elif self._no_reader_waits.is_set():
+            self._no_reader_waits = trio.Event()
 
     def _fits(self, ticket: Ticket, share: float) -> bool:
         if self._requests_used == 0:
@@ -88,6 +137,4 @@ class Admission:
     def _take(self, ticket: Ticket) -> None:
         self._bytes_used += ticket.size_bytes
         self._requests_used += 1
-        ticket.admitted.set()
-        if ticket.on_admitted is not None:
-            ticket.on_admitted()
+        ticket.admit()

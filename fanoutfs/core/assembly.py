@@ -4,6 +4,7 @@ Core, trio thread.  From the bottom up: the base everything stands on, names (wh
 for them), the file system over both, what fetches ahead of readers, and jobs.  A part knows only parts built before it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -16,30 +17,50 @@ from fanoutfs.clock import Clock, SystemClock
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.arena import ArenaSlots
-from fanoutfs.core.filesystem import FileSystem
+from fanoutfs.core.changes import Changes
+from fanoutfs.core.disks import Disks, Further
+from fanoutfs.core.durable import Durable
+from fanoutfs.core.filesystem import FileSystem, resolve_path
 from fanoutfs.core.fill import Fills
+from fanoutfs.core.forgetting import Forgetting
 from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.grace import Grace
+from fanoutfs.core.grants import Grants
 from fanoutfs.core.imports import Imports
 from fanoutfs.core.jobs import Jobs
+from fanoutfs.core.listahead import ListAhead
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.numbers import Numbers
+from fanoutfs.core.objectattributes import AttributeReader
 from fanoutfs.core.orphans import OrphanReaper
+from fanoutfs.core.outbound import Outbound, make_outbound
+from fanoutfs.core.placement import Placement, make_placement
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.reads import Reads
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
+from fanoutfs.core.spares import Spares
+from fanoutfs.core.staged import StagedBytes
+from fanoutfs.core.staging import Staging
 from fanoutfs.core.task import CoreTask
+from fanoutfs.core.trace import Trace
 from fanoutfs.core.warming import Warming
+from fanoutfs.eviction.recency import LEARNT
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
-from fanoutfs.observe.shared import CORE_ROW
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import CORE_ROW, FIRST_FRONT_ROW, INDEX_BUSY
+from fanoutfs.records import ROOT_INO
 
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
+_RUN_SHARE: Final = 128
+"""Of the small files' share of the cache, what is evicted at most for what one reader is ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,8 @@ class Base:
     writer: GroupWriter[IndexTransaction]
     notifier: Notifier
     grace: Grace
+    durable: Durable
+    further: Sequence[Further]
 
     @property
     def config(self) -> MountConfig:
@@ -82,9 +105,22 @@ class Data:
 
     arena: ArenaSlots
     admission: Admission
+    staged: StagedBytes
+    reads: Reads
+    trace: Trace
+    disks: Disks
     space: Space
     fills: Fills
     orphans: OrphanReaper
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What changes the tree, here."""
+
+    staging: Staging
+    changes: Changes
+    spares: Spares
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +149,20 @@ class Core:
     names: Names
     data: Data
     filesystem: FileSystem
+    writing: Writing
     ahead: Ahead
     long_work: LongWork
+    placement: Placement
+    forgetting: Forgetting
 
 
-def build_base(task: CoreTask, volume: Volume, backend: Backend, *, has_epoch: bool) -> Base:
+def build_base(
+    task: CoreTask, volume: Volume, further: Sequence[Further], backend: Backend, *, has_epoch: bool
+) -> Base:
     """Open what the parts share.  Starts the writer's thread: stop it at the end."""
     row = task.shared.row(CORE_ROW)
+    durable = Durable(volume.environment, task.config.cache_size)
+    volume.environment.show_pin(task.shared.pin)
     return Base(
         task=task,
         volume=volume,
@@ -128,16 +171,36 @@ def build_base(task: CoreTask, volume: Volume, backend: Backend, *, has_epoch: b
         row=row,
         clock=SystemClock(),
         reader=IndexReader(volume.environment),
-        writer=GroupWriter("index-writer", partial(write_transaction, volume.environment)),
+        writer=GroupWriter(
+            "index-writer",
+            partial(write_transaction, volume.environment),
+            durable.note_committed,
+            partial(_mark_busy, task.shared.flags),
+            volume.environment.make_room,
+        ),
         notifier=Notifier(task.notify, has_epoch=has_epoch, row=row),
         grace=Grace(task.shared, task.config.front_count()),
+        durable=durable,
+        further=further,
     )
+
+
+def _mark_busy(flags: memoryview, is_busy: bool) -> None:
+    """Tell the fronts that the index is being changed, or is not any more."""
+    flags[INDEX_BUSY] = is_busy
 
 
 def build_core(base: Base, nursery: trio.Nursery) -> Core:
     """Put all parts together.  nursery: where listings, fills and jobs will run."""
     names = _build_names(base, nursery)
     data = _build_data(base, nursery)
+    attributes = AttributeReader(
+        nursery=nursery,
+        backend=base.backend,
+        writer=base.writer,
+        distrust=names.listings.distrust,
+        patience_s=base.config.op_timeout,
+    )
     filesystem = FileSystem(
         reader=base.reader,
         listings=names.listings,
@@ -145,9 +208,69 @@ def build_core(base: Base, nursery: trio.Nursery) -> Core:
         freshness=names.freshness,
         shared=base.task.shared,
         metadata_ttl_s=base.config.metadata_ttl,
+        attributes=attributes if base.config.object_attributes == "lookup" else None,
     )
+    list_ahead = ListAhead(base.reader, names.listings, base.task.root_prefix, base.config.metadata_ttl)
+    filesystem.on_first_use = list_ahead.note_first_use
+    writing = _build_writing(base, data, filesystem)
     ahead = _build_ahead(base, data, filesystem)
-    return Core(base, names, data, filesystem, ahead, _build_long_work(base, names, data, nursery))
+    long_work = _build_long_work(base, names, data, nursery)
+    placement = _build_placement(base, nursery, data, writing, long_work)
+    forgetting = Forgetting(
+        reader=base.reader,
+        writer=base.writer,
+        listings=names.listings,
+        notifier=base.notifier,
+        evicting=placement.evicting,
+        jobs=long_work.jobs,
+    )
+    return Core(base, names, data, filesystem, writing, ahead, long_work, placement, forgetting)
+
+
+def build_outbound(core: Core, tag: str) -> Outbound:
+    """Put together what brings changes to the store, and let those who make them tell it.  tag: see TagVolume."""
+    base, writing = core.base, core.writing
+    outbound = make_outbound(
+        config=base.config,
+        backend=base.backend,
+        root_prefix=base.task.root_prefix,
+        reader=base.reader,
+        writer=base.writer,
+        files=base.volume.staging,
+        staging=writing.staging,
+        grace=base.grace,
+        listings=core.names.listings,
+        jobs=core.long_work.jobs,
+        is_held=base.notifier.is_held,
+        locate=partial(resolve_path, core.filesystem, base.reader, ROOT_INO),
+        book=core.placement.book,
+        warming=core.long_work.warming,
+        unanswered=base.task.unanswered,
+        ownership=base.task.ownership,
+        clock=base.clock,
+        tag=tag,
+        row=base.row,
+    )
+    writing.changes.note_made = outbound.uploads.note_dirty
+    writing.spares.note_made = outbound.uploads.take_up
+    outbound.uploads.catch_up = writing.spares.catch_up
+    outbound.uploads.gives_way = partial(_are_readers_first, core.data)
+    writing.changes.note_dirty = outbound.note_changed
+    writing.changes.note_renamed = outbound.uploads.note_renamed
+    writing.changes.is_uploading = outbound.uploads.is_uploading
+    writing.staging.note_dirty = outbound.uploads.note_dirty
+    core.filesystem.wait_published = outbound.publisher.wait_idle
+    core.placement.policing.hurry = outbound.uploads.hurry
+    core.placement.policing.reclass = outbound.classes.change
+    core.placement.policing.let_readers_first = core.data.admission.let_readers_first
+    core.placement.book.on_change.append(outbound.uploads.note_rules_changed)
+    core.placement.tiers.is_uploading = outbound.uploads.is_uploading
+    return outbound
+
+
+def _are_readers_first(data: Data) -> bool:
+    """Tell whether readers wait for the store, and writers are not about to."""
+    return data.admission.has_reader_waiting and data.space.staging_room() > data.space.staging_cap_bytes // 2
 
 
 def _build_names(base: Base, nursery: trio.Nursery) -> Names:
@@ -175,6 +298,22 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
     arena = ArenaSlots(base.task.arena, base.grace)
     admission = Admission(config.fill_memory - config.arena_bytes(), config.requests)
     readahead = ReadAhead(min(config.max_readahead, config.fill_memory))
+    staged = StagedBytes(base.task.volume_path, partial(base.task.shared.total, Count.WRITER_BYTES))
+    reads = Reads(base.task.shared, base.task.volume_path, config.cache_size)
+    volume.small.judge = reads.judge_small if config.eviction == LEARNT else reads.judge_small_by_age
+    disks = Disks(
+        further=base.further,
+        files=volume.files,
+        environment=volume.environment,
+        writer=base.writer,
+        grace=base.grace,
+        volume=base.task.volume_path,
+        floor_bytes=config.free_space_floor,
+        inode_floor=config.free_inode_floor,
+        cap_bytes=config.cache_size,
+        flags=base.task.shared.flags,
+        row=base.row,
+    )
     space = Space(
         cap_bytes=config.cache_size,
         floor_bytes=config.free_space_floor,
@@ -184,6 +323,13 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
         files=volume.files,
         small=volume.small,
         grace=base.grace,
+        staged=staged,
+        reads=reads,
+        staging_cap_bytes=config.staging_bytes(),
+        grants=Grants([base.task.shared.row(FIRST_FRONT_ROW + front) for front in range(config.front_count())]),
+        disks=disks,
+        durable=base.durable,
+        eviction=config.eviction,
         row=base.row,
     )
     fills = Fills(
@@ -205,14 +351,51 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
         environment=volume.environment,
         writer=base.writer,
         files=volume.files,
+        staging=volume.staging,
         small=volume.small,
+        space=space,
         notifier=base.notifier,
         grace=base.grace,
         readahead=readahead,
         clock=base.clock,
         row=base.row,
     )
-    return Data(arena, admission, space, fills, orphans)
+    trace = Trace(base.task.shared, base.reader)
+    return Data(arena, admission, staged, reads, trace, disks, space, fills, orphans)
+
+
+def _build_writing(base: Base, data: Data, filesystem: FileSystem) -> Writing:
+    numbers = Numbers(base.writer)
+    fronts, shared = base.config.front_count(), base.task.shared
+    spares = Spares(base.volume.staging, numbers, shared.spares, partial(shared.busy_marks, fronts), fronts)
+    staging = Staging(
+        reader=base.reader,
+        writer=base.writer,
+        staging=base.volume.staging,
+        files=base.volume.files,
+        small=base.volume.small,
+        fills=data.fills,
+        arena=data.arena,
+        space=data.space,
+        grace=base.grace,
+        durable=base.durable,
+        numbers=numbers,
+        spares=spares,
+        ownership=base.task.ownership,
+        root_prefix=base.task.root_prefix,
+        clock=base.clock,
+        op_timeout_s=base.config.op_timeout,
+    )
+    changes = Changes(
+        filesystem=filesystem,
+        staging=staging,
+        reader=base.reader,
+        writer=base.writer,
+        numbers=numbers,
+        root_prefix=base.task.root_prefix,
+        clock=base.clock,
+    )
+    return Writing(staging, changes, spares)
 
 
 def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
@@ -229,6 +412,7 @@ def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
         row=base.row,
     )
     data.space.is_awaited = plans.is_ahead
+    data.reads.find_due = plans.find_due
     prefetch = Prefetch(
         reader=base.reader,
         fills=data.fills,
@@ -241,6 +425,8 @@ def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
         ),
         plans=plans,
         push=push,
+        find_idle=data.space.idle_bytes,
+        run_bytes=base.small_cache_bytes // _RUN_SHARE,
         row=base.row,
     )
     return Ahead(plans, prefetch, push)
@@ -270,3 +456,25 @@ def _build_long_work(base: Base, names: Names, data: Data, nursery: trio.Nursery
         metadata_ttl_s=base.config.metadata_ttl,
     )
     return LongWork(jobs, imports, warming)
+
+
+def _build_placement(base: Base, nursery: trio.Nursery, data: Data, writing: Writing, long_work: LongWork) -> Placement:
+    placement = make_placement(
+        nursery=nursery,
+        config=base.config,
+        root_prefix=base.task.root_prefix,
+        backend=base.backend,
+        reader=base.reader,
+        writer=base.writer,
+        small=base.volume.small,
+        staging=writing.staging,
+        warming=long_work.warming,
+        space=data.space,
+        fills=data.fills,
+        arena=data.arena,
+        jobs=long_work.jobs,
+        clock=base.clock,
+        row=base.row,
+    )
+    writing.changes.virtual_xattr = placement.tiers.xattr
+    return placement

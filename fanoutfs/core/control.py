@@ -1,7 +1,8 @@
 """The control socket: one JSON request a line, one JSON answer a line.
 
 The keeper binds the socket (0600, in a directory of the daemon's user) and every core inherits it, so that connecting
-works across a restart of the core.  Requests: {"op": "status"}, {"op": "invalidate", "path": "rel/ative"}.
+works across a restart of the core.  Requests: {"op": "status"}, {"op": "invalidate", "path": "rel/ative"} (one
+directory, listed at once).
 Answers: {"ok": true, "result": …} or {"ok": false, "error": "one line"}.
 """
 

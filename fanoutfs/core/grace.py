@@ -5,11 +5,13 @@ writes to the kernel, which may wait for a request).  A process whose word was e
 was committed has begun what it does now after the commit and cannot see what was removed.
 """
 
+import time
 from typing import Final
 
 import trio
 
-from fanoutfs.observe.shared import SharedState
+from fanoutfs.observe.catalog import Count
+from fanoutfs.observe.shared import CORE_ROW, SharedState, bump
 
 _POLL_S: Final = 0.0005
 
@@ -20,6 +22,7 @@ class Grace:
     def __init__(self, shared: SharedState, fronts: int) -> None:
         self._shared = shared
         self._fronts = fronts
+        self._row = shared.row(CORE_ROW)
 
     async def wait(self) -> None:
         """Return once every front, and the pusher, has been idle since the call.  Checkpoint.
@@ -28,8 +31,11 @@ class Grace:
         word cleared by the keeper.
         """
         await trio.lowlevel.checkpoint()
+        began_ns = time.monotonic_ns()
         busy = {front: mark for front, mark in enumerate(self._shared.busy_marks(self._fronts)) if mark & 1}
         while busy:
             await trio.sleep(_POLL_S)
             marks = self._shared.busy_marks(self._fronts)
             busy = {front: mark for front, mark in busy.items() if marks[front] == mark}
+        bump(self._row, Count.GRACE_PERIODS)
+        bump(self._row, Count.GRACE_NS, time.monotonic_ns() - began_ns)

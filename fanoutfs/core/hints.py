@@ -14,7 +14,7 @@ import trio
 from fanoutfs.wire.hints import PACKET_BYTES, HintKind, decode_hints
 
 _PACKETS: Final = 64
-_PAUSE_S: Final = 0.002
+_PAUSE_S: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class HintListeners:
     """Who wants to know what."""
 
     directory_used: Callable[[int], None]
-    part_read: Callable[[int, int], None]
+    part_reads: Sequence[Callable[[int, int], None]]
     """(inode, part)."""
     small_reads: Sequence[Callable[[Sequence[int]], None]]
     """Inodes in the order they were read."""
@@ -30,6 +30,11 @@ class HintListeners:
     """Runs of entries that the kernel was given: (first inode, how many)."""
     pushed: Sequence[Callable[[Sequence[tuple[int, int]]], None]]
     """Runs of small files whose contents the kernel was given: (first inode, how many)."""
+    written: Callable[[int], None]
+    access: Callable[[int, int], None]
+    """(inode, part)."""
+    made: Callable[[], None]
+    """Fronts have made files."""
 
 
 async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
@@ -54,7 +59,14 @@ async def take_hints(channel: socket.socket, listeners: HintListeners) -> None:
                 elif hint.kind is HintKind.PUSHED:
                     pushed.append((hint.ino, hint.part))
                 elif hint.kind is HintKind.PART_READ:
-                    listeners.part_read(hint.ino, hint.part)
+                    for note_part_read in listeners.part_reads:
+                        note_part_read(hint.ino, hint.part)
+                elif hint.kind is HintKind.ACCESS:
+                    listeners.access(hint.ino, hint.part)
+                elif hint.kind is HintKind.MADE:
+                    listeners.made()
+                elif hint.kind is HintKind.WRITTEN:
+                    listeners.written(hint.ino)
                 elif hint.kind is HintKind.DIRECTORY_USED:
                     listeners.directory_used(hint.ino)
         if listed:

@@ -22,12 +22,14 @@ from typing import Final, TypeVar
 
 import trio
 
+from fanoutfs.backend.archive import has_to_be_restored
 from fanoutfs.backend.base import Backend
 from fanoutfs.backend.keys import is_addressable
 from fanoutfs.clock import Clock
 from fanoutfs.core.failures import RecentFailures
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.notify import ChangeLog, Notifier
+from fanoutfs.core.settling import Settling
 from fanoutfs.errors import (
     DeadlineError,
     DisorderedListingError,
@@ -37,16 +39,18 @@ from fanoutfs.errors import (
     StaleInodeError,
 )
 from fanoutfs.index.format import Inode, Ownership
-from fanoutfs.index.merging import BEGIN, END, Frontier, MergeNames
+from fanoutfs.index.keeping import is_complete
+from fanoutfs.index.merging import BEGIN, END, Frontier, MergeNames, NoteComplete
 from fanoutfs.index.names import child_name
 from fanoutfs.index.operations import ApplyChildren, ChangeKind, Child
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.removal import RemoveName
+from fanoutfs.index.tiers import StoredAs
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
-from fanoutfs.records import ROOT_INO, ListPage
+from fanoutfs.records import ROOT_INO, ListPage, ObjectInfo
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +122,7 @@ class Listings:
         self._all_touched_ns = 0
         """Every directory counts as touched then: there were too many to remember."""
         self._distrusted: dict[int, float] = {}
+        self._settling = Settling()
         self._telling: set[trio.Event] = set()
         """One for each set of changes that the kernel is being told."""
         self._threads = trio.CapacityLimiter(_PARALLEL)
@@ -126,7 +131,14 @@ class Listings:
     # --- what others ask ---------------------------------------------------------------------------------------
 
     def age_ns(self, directory: Inode) -> int | None:
-        """Return how old the directory's complete listing is, or None when there is none (or the clock jumped)."""
+        """Return how old the directory's complete listing is, or None when there is none (or the clock jumped).
+
+        None as well for one that is to be listed again whatever its age (core.forgetting).
+        """
+        if directory.is_local or (directory.is_held and directory.is_listed):
+            return 0  # its names are known here better than in the store
+        if not directory.listed_at_ns:
+            return None
         age = self._clock.wall_ns() - directory.listed_at_ns
         return age if directory.is_listed and age >= 0 else None
 
@@ -137,6 +149,18 @@ class Listings:
         """
         self._failures.check(ino)
         await self._wait(self._join(ino))
+
+    def begin(self, ino: int) -> None:
+        """List a directory that nobody waits for yet, unless that is under way or failed just now.  No checkpoint."""
+        try:
+            self._failures.check(ino)
+        except FanoutError:
+            return
+        self._join(ino)
+
+    def is_under_way(self, ino: int) -> bool:
+        """Tell whether a directory is being listed."""
+        return ino in self._under_way
 
     async def _wait(self, listing: _Listing) -> None:
         while not listing.done.is_set():
@@ -202,6 +226,20 @@ class Listings:
             self._distrusted[ino] = now + _DISTRUST_S
             self._join(ino)
 
+    def settle(self, parent: int, name: bytes) -> None:
+        """Have listings under way leave a name alone: its object is published, moved or deleted now.  No checkpoint.
+
+        To be called right before the transaction is submitted that records this (see `core.settling`).
+        """
+        place: tuple[int, bytes] | None = (parent, name)
+        with self._reader.begin() as txn:
+            records = self._reader.changed(txn)
+            # A directory appears and vanishes with what is below it.
+            while place is not None:
+                self._settling.settle(*place)
+                self._note_touched(place[0])
+                place = records.name(place[0])
+
     # --- what imports ask --------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -219,6 +257,12 @@ class Listings:
         """Return when no listing of this directory is under way, however it ended.  Checkpoint."""
         while (listing := self._under_way.get(ino)) is not None:
             await listing.done.wait()
+
+    async def leave_alone(self, ino: int) -> None:
+        """Wait for a listing of a directory that is under way, and have imports leave it to listings.  Checkpoint."""
+        await self.wait_idle(ino)
+        await trio.lowlevel.checkpoint()
+        self._note_touched(ino)
 
     def was_touched(self, ino: int, since_ns: int) -> bool:
         """Tell whether a listing of this directory is or was under way since then (wall clock, while watched)."""
@@ -286,14 +330,25 @@ class Listings:
         """List a directory; add to `changes` what was committed, page by page.  Checkpoint."""
         directory = self._directory(ino)
         started_ns = self._clock.wall_ns()
-        try:
-            await self._merge(directory, started_ns, self._children(directory), listing, changes)
-        except DisorderedListingError as error:
-            log.warning("%s: listed as a whole ino=%d", error, ino)
-            started_ns = self._clock.wall_ns()
-            next_children = await self._sorted_children(directory, listing)
-            await self._merge(directory, started_ns, next_children, listing, changes)
+        if await self._is_complete(directory, started_ns):
+            return
+        with self._settling.asking(ino) as settled:
+            try:
+                await self._merge(directory, started_ns, self._children(directory), listing, changes, settled)
+            except DisorderedListingError as error:
+                log.warning("%s: listed as a whole ino=%d", error, ino)
+                started_ns = self._clock.wall_ns()
+                next_children = await self._sorted_children(directory, listing)
+                await self._merge(directory, started_ns, next_children, listing, changes, settled)
         bump(self._row, Count.LISTINGS)
+
+    async def _is_complete(self, directory: Inode, now_ns: int) -> bool:
+        """Tell whether all names are known here without asking; fronts then take the listing for fresh.  Checkpoint."""
+        with self._reader.begin() as txn:
+            if not is_complete(partial(self._reader.inode, txn), self._reader.changed(txn), directory):
+                return False
+        await self._writer.run(NoteComplete(directory.ino, now_ns).apply)
+        return True
 
     async def _merge(
         self,
@@ -302,6 +357,7 @@ class Listings:
         next_children: Callable[[], Awaitable[tuple[list[Child], int] | None]],
         listing: _Listing,
         changes: ChangeLog,
+        settled: set[bytes],
     ) -> None:
         ino, hidden = directory.ino, 0
         before = BEGIN
@@ -323,6 +379,8 @@ class Listings:
                     now_ns=started_ns,
                     deferred=deferred,
                     listed_at_ns=listed_at_ns,
+                    key=directory.key,
+                    settled=frozenset(settled),
                 )
                 result = await self._writer.run(merge.apply)
                 changes.add(change for change in result.changes if not is_first or change.kind is not ChangeKind.ADDED)
@@ -411,7 +469,11 @@ class Listings:
         key = prefix + name.decode("utf-8", "surrogateescape")
         if not is_addressable(key):
             return  # no store can be asked for it, and no listing shows it
-        now_ns = self._clock.wall_ns()
+        with self._settling.asking(parent) as settled:
+            await self._ask_for(directory, name, key, settled)
+
+    async def _ask_for(self, directory: Inode, name: bytes, key: str, settled: set[bytes]) -> None:
+        parent, now_ns = directory.ino, self._clock.wall_ns()
         self._note_touched(parent)
         child: Child | None = None
         if await self._in_thread(partial(self._has_below, key + "/")):
@@ -422,14 +484,16 @@ class Listings:
         told = ChangeLog(has_epoch=self._notifier.has_epoch)
         try:
             if child is not None:
-                changes = await self._writer.run(ApplyChildren(parent, (child,), self._ownership, now_ns).apply)
+                apply = ApplyChildren(parent, (child,), self._ownership, now_ns, frozenset(settled)).apply
+                changes = await self._writer.run(apply)
                 # An added name is news to nobody before a listing is complete: absence is not remembered until then.
                 is_listed = self._directory(parent).is_listed
                 told.add(change for change in changes if is_listed or change.kind is not ChangeKind.ADDED)
             elif self._child(parent, name) is not None:
                 is_done = False
                 while not is_done:
-                    changes, is_done = await self._writer.run(RemoveName(parent, name, now_ns).apply)
+                    remove = RemoveName(parent, name, now_ns, frozenset(settled))
+                    changes, is_done = await self._writer.run(remove.apply)
                     told.add(changes)
         finally:
             # Not here: the caller may be a request in the very directory that the notification needs.
@@ -437,6 +501,12 @@ class Listings:
 
     def _has_below(self, prefix: str) -> bool:
         return any(page.objects or page.prefixes for page in self._backend.list(prefix, limit=1))
+
+
+def stored_as(info: ObjectInfo) -> StoredAs | None:
+    """Return how the store says that it keeps an object; None: as usual, or it did not say."""
+    name = info.storage_class
+    return StoredAs(name, is_archived=has_to_be_restored(name)) if name else None
 
 
 def children_of(page: ListPage, prefix: str) -> tuple[list[Child], int]:
@@ -459,7 +529,7 @@ def children_of(page: ListPage, prefix: str) -> tuple[list[Child], int]:
         if name is None:
             hidden += 1
         else:
-            children.append(Child(name, info.key, info.version))
+            children.append(Child(name, info.key, info.version, stored_as(info)))
     return children, hidden
 
 

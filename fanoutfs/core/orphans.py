@@ -6,7 +6,8 @@ not hold returns ENOENT.  Core, trio thread only.
 
 Order, so that no front hands out what is being freed:
   1. the name is gone from the index and a grace period is over     3. the record goes, then another grace period
-  2. the kernel says that it does not hold the inode                4. the bytes go
+  2. the kernel says that it does not hold the inode                4. the bytes go, a staging file among them
+Before 3 the index is synced if there are staging files: a power cut that brought the name back would find them gone.
 """
 
 import logging
@@ -16,12 +17,14 @@ import trio
 
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
+from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.clock import Clock
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.space import Space
 from fanoutfs.errors import DatabaseError
-from fanoutfs.index.format import INO_KEY, U64
+from fanoutfs.index.format import INO_KEY, U64, unpack_inode
 from fanoutfs.index.operations import FreeOrphans
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
@@ -47,7 +50,9 @@ class OrphanReaper:
         environment: IndexEnvironment,
         writer: GroupWriter[IndexTransaction],
         files: CacheFiles,
+        staging: StagingFiles,
         small: SmallStore,
+        space: Space,
         notifier: Notifier,
         grace: Grace,
         readahead: ReadAhead,
@@ -57,7 +62,9 @@ class OrphanReaper:
         self._environment = environment
         self._writer = writer
         self._files = files
+        self._staging = staging
         self._small = small
+        self._space = space
         self._notifier = notifier
         self._grace = grace
         self._readahead = readahead
@@ -75,6 +82,13 @@ class OrphanReaper:
                 log.warning("orphans stay for now: %s", error)
             await trio.sleep(_PERIOD_S)
 
+    def _lives(self, inos: tuple[int, ...]) -> dict[int, int]:
+        """Return which of these inodes are staged, and their lives."""
+        with self._environment.env.begin() as txn:
+            values = {ino: txn.get(INO_KEY.pack(ino), db=self._environment.inodes) for ino in inos}
+            inodes = [unpack_inode(ino, value) for ino, value in values.items() if value is not None]
+        return {inode.ino: inode.life for inode in inodes if inode.is_staged}
+
     async def sweep(self, min_age_ns: int) -> int:
         """Free what can be freed now; return how many inodes were.  Checkpoint."""
         freed = 0
@@ -84,15 +98,37 @@ class OrphanReaper:
             await self._grace.wait()
             forgotten = tuple([ino for ino in batch if not await self._is_held(ino)])
             if forgotten:
+                lives = self._lives(forgotten)
+                if lives and not await self._is_synced():
+                    forgotten = tuple([ino for ino in forgotten if ino not in lives])
                 gone = await self._writer.run(FreeOrphans(forgotten).apply)
                 await self._grace.wait()
                 for ino in gone:
                     self._files.remove(ino)
+                    if ino in lives:
+                        self._remove_staged(ino, lives[ino])
                     self._readahead.forget(ino)
                 await self._small.drop_many(gone)
                 freed += len(gone)
                 bump(self._row, Count.ORPHANS_FREED, len(gone))
         return freed
+
+    async def _is_synced(self) -> bool:
+        """Make what was committed survive a power cut; tell whether that worked."""
+        try:
+            await trio.to_thread.run_sync(self._environment.sync)
+        except OSError as error:
+            log.warning("orphans with staged content stay: %s", error)
+            return False
+        return True
+
+    def _remove_staged(self, ino: int, life: int) -> None:
+        try:
+            occupied_bytes = self._staging.stat(ino, life).st_blocks * 512
+        except FileNotFoundError:
+            return
+        self._staging.erase(ino, life)
+        self._space.note_unstaged(occupied_bytes)
 
     async def _is_held(self, ino: int) -> bool:
         """Ask the kernel, ever less often: a file may stay open, or a name cached, for days."""

@@ -6,7 +6,8 @@ to `SLACK_FILES`; then they count as passed over.  What was fetched and not read
 in bytes, so that the fetch stops when the consumer does.
 
 Files that were *pushed* into the page cache are read without a sign of it.  A read further on vouches for those before
-it.  So that such a read comes while the window is full of them, a file is left out of the push now and then.
+it.  So that such a read comes while the window is full of them, a file is left out of the push now and then: known
+before it is fetched, because the pusher pushes on its own account, too, and is to leave it out then as well.
 
 A reader who comes for a file that lies further on has skipped: the plan goes on from there.  A file that occurs twice
 is fetched twice only if the cache lost it meanwhile.
@@ -20,8 +21,6 @@ from typing import Final
 
 SLACK_FILES: Final = 8192
 """What a loader may read out of order: 16 workers with 2 batches of 256 each."""
-_DROP_SLACK_FILES: Final = 64
-"""Files behind the consumer that are not dropped: the first READ of a file tells of it, more may follow."""
 _AHEAD_FILES: Final = 65536
 """Files fetched and not read yet at most, whatever the window: each takes some 200 bytes of memory."""
 _SIGNS: Final = 4
@@ -36,10 +35,14 @@ _LONG_SCAN_EVERY: Final = 256
 
 @dataclass(slots=True)
 class _Ahead:
-    """One file fetched ahead.  fetched_bytes: of it and not read yet, 0 when it was cached; read_bytes: up to where."""
+    """One file fetched ahead.
+
+    fetched_bytes: of it and not read yet, 0 when it was cached; read_bytes: up to where.  is_left_out: of the push.
+    """
 
     index: int
     fetched_bytes: int
+    is_left_out: bool = False
     read_bytes: int = 0
 
 
@@ -47,9 +50,8 @@ class _Ahead:
 class Plan:
     """An order and how far it has come.
 
-    edge: index of the next file to fetch; edge_part: of its parts, when it is large.  drop_edge: up to where files
-    behind the consumer were dropped again.  push_edge: of the next file to push.  is_complete: the announcer has said
-    everything.
+    edge: index of the next file to fetch; edge_part: of its parts, when it is large.  push_edge: of the next file to
+    push.  is_complete: the announcer has said everything.
     """
 
     number: int
@@ -61,7 +63,6 @@ class Plan:
     position: int = 0
     edge: int = 0
     edge_part: int = 0
-    drop_edge: int = 0
     push_edge: int = 0
     ahead: dict[int, _Ahead] = field(default_factory=dict)
     ahead_bytes: int = 0
@@ -70,7 +71,7 @@ class Plan:
     unexpected: int = 0
     _told: tuple[int, int] = (0, 0)
     _silent_bytes: int = 0
-    """To be pushed since the last file that was left out."""
+    """Fetched since the last file that was left out of the push."""
     _pushed: list[tuple[int, int]] = field(default_factory=list)
     """A heap of (index, inode): in the page cache, and nobody is known to have read further on."""
 
@@ -87,14 +88,24 @@ class Plan:
         """Append to the order."""
         self.inos.extend(inos)
 
-    def note_fetched(self, ino: int, size_bytes: int) -> None:
-        """Note that bytes of the file at the edge are being fetched (0: it is cached already)."""
+    def note_fetched(self, ino: int, size_bytes: int) -> bool:
+        """Note that bytes of the file at the edge are being fetched (0: it is cached already).
+
+        Tell whether it is to be left out of the push from now on.
+        """
+        self.ahead_bytes += size_bytes
+        self._silent_bytes += size_bytes
+        is_last = self.edge + 1 == len(self.inos)
+        is_left_out = is_last or _SIGNS * self._silent_bytes > self.window_bytes
+        if is_left_out:
+            self._silent_bytes = 0
         found = self.ahead.get(ino)
         if found is None:
-            self.ahead[ino] = _Ahead(self.edge, size_bytes)
+            self.ahead[ino] = _Ahead(self.edge, size_bytes, is_left_out)
         else:
             found.fetched_bytes += size_bytes
-        self.ahead_bytes += size_bytes
+            found.is_left_out |= is_left_out
+        return is_left_out
 
     def step(self) -> None:
         """Go on to the next file."""
@@ -131,11 +142,7 @@ class Plan:
             if file is not None:
                 if is_under_way(ino):
                     break
-                self._silent_bytes += file.fetched_bytes
-                is_last = self.push_edge + 1 == len(self.inos)
-                if is_last or _SIGNS * self._silent_bytes > self.window_bytes:
-                    self._silent_bytes = 0
-                else:
+                if not file.is_left_out:
                     ready.append(ino)
             self.push_edge += 1
         return ready
@@ -190,12 +197,6 @@ class Plan:
         learnt = self.used_bytes - self._told[0], self.wasted_bytes - self._told[1]
         self._told = self.used_bytes, self.wasted_bytes
         return learnt
-
-    def droppable(self, limit: int) -> list[int]:
-        """Return up to so many files that lie behind the consumer, first read first, and go past them."""
-        end = min(self.drop_edge + limit, self.position - _DROP_SLACK_FILES)
-        start, self.drop_edge = self.drop_edge, max(self.drop_edge, end)
-        return [ino for ino in self.inos[start : self.drop_edge] if ino not in self.ahead]
 
     def _find(self, ino: int) -> int | None:
         self.unexpected += 1

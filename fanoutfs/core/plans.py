@@ -9,15 +9,15 @@ Core, trio thread only.  `plan` decides, this module moves.
   and its reader waits.
 * Plans live in this process.  A core that is restarted has forgotten them: readers are served all the same, and the
   next epoch announces itself anew.
-* When the small store begins to evict, the cache is smaller than the data set: from then on files behind the consumer
-  are dropped, first read first, as room for those ahead.  Parts of large files ahead are spared from eviction.
+* Where the cache is smaller than the data set, what a plan still comes to is worth keeping, the sooner the more
+  (`find_due`); parts of large files already fetched for it are spared from eviction.
 * Small files that have arrived are handed to the pusher, in the order of the plan.  A file it has pushed counts as read
-  once one further on is.
+  once one further on is.  Which ones it is to leave out, for a sign of the reader, it is told before they arrive.
 """
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -28,7 +28,7 @@ from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.plan import Plan
 from fanoutfs.core.push import Push
-from fanoutfs.errors import DatabaseError, FanoutError, UsageError
+from fanoutfs.errors import FanoutError, UsageError
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.observe.catalog import Count
@@ -42,8 +42,6 @@ _STEP_FILES: Final = 256
 """Looked at in one go, and resolved in one go: about 2 ms of the core's time."""
 _FULL_PAUSE_S: Final = 0.005
 """Between two looks whether enough small files have arrived to fetch more."""
-_HEADROOM_FILES: Final = 64
-"""Dropped at once when the store had to evict: it reuses space a little later than it is freed."""
 _EXAMPLES: Final = 5
 _FOLDERS: Final = 8192
 
@@ -74,8 +72,6 @@ class Plans:
         self._plans: dict[str, Plan] = {}
         self._numbers = itertools.count(1)
         self._wanted = trio.Event()
-        self._evicted_before = small.evicted
-        self._is_full = False
         self._folders: dict[bytes, int] = {}
         fills.on_large_read = self.note_large_read
         if push.is_active:
@@ -229,6 +225,18 @@ class Plans:
         """Tell whether a plan has fetched what lies at this offset of a file and its reader is still to come."""
         return any(plan.is_ahead(ino, offset) for plan in self._plans.values())
 
+    def find_due(self, inos: Collection[int]) -> dict[int, int]:
+        """Return of those among these inodes that a plan still comes to how many files lie before them.
+
+        A worker thread may call it: 40 ns for each file still to come.
+        """
+        due: dict[int, int] = {}
+        for plan in list(self._plans.values()):
+            for ahead, ino in enumerate(plan.inos[plan.position :]):
+                if ino in inos and ahead < due.get(ino, ahead + 1):
+                    due[ino] = ahead
+        return due
+
     def _count(self, plan: Plan) -> None:
         used, wasted = plan.take_learnt()
         bump(self._row, Count.PREFETCH_USED_BYTES, used)
@@ -248,15 +256,15 @@ class Plans:
                     if self._fills.small_under_way >= self._most_under_way:
                         await trio.sleep(_FULL_PAUSE_S)
                         continue
-                    fetched = self._fetch_some(plan)
+                    self._fetch_some(plan)
                     if self._push.is_active:
                         self._push_ready()  # (what was cached already)
-                    await self._drop_behind(plan, fetched)
                     await trio.lowlevel.checkpoint()
 
-    def _fetch_some(self, plan: Plan) -> int:
-        """Start fetching some of what comes next; return how many small files.  No checkpoint."""
+    def _fetch_some(self, plan: Plan) -> None:
+        """Start fetching some of what comes next.  No checkpoint."""
         small: list[Inode] = []
+        left_out: list[int] = []
         with self._reader.begin() as txn:
             for _n in range(_STEP_FILES):
                 if not plan.has_room():
@@ -266,12 +274,14 @@ class Plans:
                     plan.step()
                 elif inode.is_small:
                     is_cached = self._small.has(inode.ino)
-                    plan.note_fetched(inode.ino, 0 if is_cached else inode.size_bytes)
+                    if plan.note_fetched(inode.ino, 0 if is_cached else inode.size_bytes):
+                        left_out.append(inode.ino)
                     small += [] if is_cached else [inode]
                     plan.step()
                 else:
                     self._fetch_part(plan, inode)
-        return len(self._fills.fetch_small_ahead(small))
+        self._push.leave_out(left_out)
+        self._fills.fetch_small_ahead(small)
 
     def _fetch_part(self, plan: Plan, inode: Inode) -> None:
         """Start fetching the next part of the large file at the edge."""
@@ -282,22 +292,3 @@ class Plans:
             plan.step()
         else:
             plan.edge_part += 1
-
-    async def _drop_behind(self, plan: Plan, count: int) -> None:
-        """Make room for as many small files as were fetched, by dropping those read first, if the store is full."""
-        if self._small.evicted != self._evicted_before:
-            self._evicted_before = self._small.evicted
-            self._is_full = True
-            count += _HEADROOM_FILES
-        if not self._is_full or not count:
-            return
-        files = [ino for ino in plan.droppable(count) if not self.is_ahead(ino)]
-        async with trio.open_nursery() as nursery:
-            for ino in files:
-                nursery.start_soon(self._drop, ino)
-
-    async def _drop(self, ino: int) -> None:
-        try:
-            await self._small.drop(ino)
-        except DatabaseError as error:
-            log.warning("cannot drop a file behind its reader ino=%d: %s", ino, error)

@@ -24,7 +24,7 @@ class Push:
         self._channel = channel
         self._row = row
         self._waiting: dict[HintKind, deque[tuple[int, int]]] = {
-            kind: deque() for kind in (HintKind.LISTED, HintKind.SMALL_READ, HintKind.PUSH_AHEAD)
+            kind: deque() for kind in (HintKind.LISTED, HintKind.SMALL_READ, HintKind.LEAVE_OUT, HintKind.PUSH_AHEAD)
         }
 
     @property
@@ -43,6 +43,10 @@ class Push:
     def push_ahead(self, inos: Sequence[int]) -> None:
         """These files are in the store and will be read, in this order: push those whose entries the kernel has."""
         self._send(HintKind.PUSH_AHEAD, [(ino, 0) for ino in inos])
+
+    def leave_out(self, inos: Sequence[int]) -> None:
+        """The next READ of these files is to tell where their reader is: push them on nobody's account before it."""
+        self._send(HintKind.LEAVE_OUT, [(ino, 0) for ino in inos])
 
     def _send(self, kind: HintKind, items: Sequence[tuple[int, int]]) -> None:
         if self._channel is None or not items:

@@ -15,6 +15,8 @@ _INODES: Final = 4096
 _START_BLOCKS: Final = MIB // BLOCK_BYTES
 _START_AT_ZERO_BLOCKS: Final = 8 * MIB // BLOCK_BYTES
 """Who begins at offset 0 most often reads on: three doublings fewer, each a round trip."""
+_GROWTH: Final = 2
+"""Times the window, whenever the reader has come near its end."""
 _BACK_SLACK_BLOCKS: Final = 8 * MIB // BLOCK_BYTES
 """Several fronts serve one reader's READs out of order; a step back by this much is still the same run."""
 _RANDOM_AFTER: Final = 4
@@ -68,7 +70,7 @@ class ReadAhead:
         run.edge = max(run.edge, run.position)
         if run.edge - run.position > run.window - min(run.window // 2, PART_BLOCKS):
             return range(0)  # far enough ahead: extend by whole parts, a small window by half of itself
-        run.window = min(max(2 * run.window, _START_BLOCKS), self._max_blocks)
+        run.window = min(max(_GROWTH * run.window, _START_BLOCKS), self._max_blocks)
         return self._extend(run, size_blocks)
 
     @staticmethod
@@ -97,7 +99,11 @@ class ReadAhead:
     @staticmethod
     def _extend(run: _Run, size_blocks: int) -> range:
         start = run.edge
-        run.edge = max(start, min(size_blocks, run.position + run.window))
+        end = run.position + run.window
+        border = end - end % PART_BLOCKS
+        if start < border and run.window >= PART_BLOCKS and end < size_blocks:
+            end = border  # parts are fetched: what ends inside of one costs a request more for the rest
+        run.edge = max(start, min(size_blocks, end))
         return range(start, run.edge)
 
     def forget(self, ino: int) -> None:

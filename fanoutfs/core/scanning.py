@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Final
 
+from fanoutfs.core.listing import stored_as
 from fanoutfs.errors import DisorderedListingError
 from fanoutfs.index.importing import Frame, PagePart, PageResult, Place
 from fanoutfs.index.merging import BEGIN, END, Frontier
@@ -137,7 +138,7 @@ class TreeWalk:
             name = child_name(info.key, top.frame.prefix)
             if name is None:
                 return False
-            child = Child(name, info.key, info.version)
+            child = Child(name, info.key, info.version, stored_as(info))
             if top.reached.has_passed(child):
                 raise DisorderedListingError(f"the store came back to {info.key}")
             self._show(child)
@@ -192,6 +193,7 @@ class TreeWalk:
                     started_ns=frame.started_ns,
                     may_complete=is_whole,
                     kept=kept,
+                    prefix=frame.prefix,
                 )
             )
         return tuple(parts)

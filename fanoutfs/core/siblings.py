@@ -30,6 +30,8 @@ _NEAR: Final = 8
 numbered in listing order."""
 _RANDOM_AFTER: Final = 4
 """Lonely reads in a directory before it is swept."""
+_COINCIDENCE: Final = 8
+"""Where less than one read in so many would be near another by chance, the first one is taken for a reader in order."""
 _SWEEP_FACTOR: Final = 16
 _BEHIND_FILES: Final = 256
 """A run's files this far behind its reader are given up: a loader with 8 workers and batches of 32 reads that mixed."""
@@ -76,6 +78,8 @@ class _Directory:
     reads: int = 0
     lonely: int = 0
     recent: deque[int] = field(default_factory=lambda: deque(maxlen=16))
+    were_near: deque[bool] = field(default_factory=lambda: deque(maxlen=16))
+    """Of each of these, whether it came shortly behind one before."""
     runs: list[Run] = field(default_factory=list)
     patience: int = _RANDOM_AFTER
     """Lonely reads until the next sweep: each needs more of a reason than the one before."""
@@ -179,9 +183,8 @@ class Siblings:
             return sweep
         if here.reads < here.quiet_until:
             return None
-        is_near = any(0 < ino - other <= _NEAR for other in here.recent)
-        here.recent.append(ino)
-        if is_first or is_near:
+        is_near = _note_recent(here, ino)
+        if is_first or (is_near and _is_in_order(here)):
             parent, window = self._inherited
             start = window if is_first and parent == _parent(directory) else 0
             return self._begin(here, Run(directory, False, name, ino, max(_START_FILES, start)))
@@ -315,6 +318,21 @@ class Siblings:
         else:
             self._directories.move_to_end(key)
         return found
+
+
+def _note_recent(here: _Directory, ino: int) -> bool:
+    """Note a lonely read; tell whether it is shortly behind another."""
+    is_near = any(0 < ino - other <= _NEAR for other in here.recent)
+    here.recent.append(ino)
+    here.were_near.append(is_near)
+    return is_near
+
+
+def _is_in_order(here: _Directory) -> bool:
+    """Tell whether files read shortly behind others are no coincidence: in a small directory they often are."""
+    span = max(here.recent) - min(here.recent) + 1
+    is_unlikely = len(here.recent) * _NEAR * _COINCIDENCE <= span
+    return is_unlikely or 2 * sum(here.were_near) >= len(here.were_near)
 
 
 def _is_random(inos: Sequence[int]) -> bool:

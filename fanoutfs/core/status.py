@@ -6,8 +6,11 @@ from typing import Any
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.admission import Admission
+from fanoutfs.core.disks import Disks
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.freshness import Freshness
+from fanoutfs.core.outbound import Outbound
+from fanoutfs.core.placement import Placement
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.space import Space
 from fanoutfs.index.store import IndexEnvironment
@@ -15,6 +18,7 @@ from fanoutfs.observe.shared import (
     CORE_ROW,
     FIRST_FRONT_ROW,
     GENERATION,
+    HELD,
     KEEPER_ROW,
     PID,
     PUSHER_ROW,
@@ -27,12 +31,15 @@ def describe(
     config: MountConfig,
     shared: SharedState,
     space: Space,
+    disks: Disks,
     small: SmallStore,
     environment: IndexEnvironment,
     filesystem: FileSystem,
     freshness: Freshness,
     admission: Admission,
     plans: Plans,
+    placement: Placement,
+    outbound: Outbound | None,
 ) -> dict[str, Any]:
     """Return the state of a mount, ready for JSON.  Sizes in bytes, times in seconds."""
     keeper = shared.row(KEEPER_ROW)
@@ -55,13 +62,21 @@ def describe(
             "large_bytes": space.large_bytes(),
             "small_bytes": small.file_bytes(),
             "index_bytes": environment.file_bytes(),
+            **({"disks": disks.describe()} if config.cache_disks else {}),
         },
         "known": {"files": files, "bytes": file_bytes, "active_directories": freshness.active},
         "in_flight": {
             "requests": len(in_flight),
             "oldest_s": round(max((request.age_ns for request in in_flight), default=0) / 1e9, 3),
             "fill_bytes": admission.bytes_used,
+            "unanswered_by_disk": keeper[HELD],
         },
         "plans": plans.describe(),
+        "tiering": placement.describe(),
+        "changes": {
+            "staged_bytes": space.staged_bytes,
+            "spares": shared.spares.left(config.front_count()),
+            **({} if outbound is None else outbound.describe()),
+        },
         "counters": shared.counters(),
     }

@@ -1,9 +1,10 @@
 """What the keeper hands to a core at the fork."""
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from fanoutfs.backend.unanswered import Unanswered
 from fanoutfs.cache.arena import Arena
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.index.format import Ownership
@@ -27,7 +28,10 @@ class CoreTask:
     notify: socket.socket
     push: socket.socket | None
     control: socket.socket
+    metrics: socket.socket | None
     is_first: bool
+    unanswered: Unanswered = field(default_factory=Unanswered)
+    """What it asked of the store, and may come late."""
 
     @property
     def ownership(self) -> Ownership:

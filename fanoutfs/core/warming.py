@@ -21,12 +21,13 @@ from typing import Any, Final, Protocol
 import trio
 
 from fanoutfs.cache.smallstore import SmallStore
+from fanoutfs.core.admission import Urgency
 from fanoutfs.core.control import Command
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.imports import Imports
 from fanoutfs.core.jobs import Job, Jobs
 from fanoutfs.core.listing import Listings
-from fanoutfs.errors import FanoutError, ObjectMissingError, StaleInodeError, UsageError
+from fanoutfs.errors import FanoutError, NotADirectoryInIndexError, ObjectMissingError, StaleInodeError, UsageError
 from fanoutfs.index.format import DT_DIR, Inode
 from fanoutfs.index.operations import blocks_bytes
 from fanoutfs.index.reader import IndexReader
@@ -184,7 +185,7 @@ class Warm:
             if not missing:
                 continue
             await rate.take(missing)
-            fills += self._warming.fills.fetch_part_ahead(inode, part)
+            fills += self._warming.fills.fetch_part_ahead(inode, part, Urgency.BACKGROUND)
             while len(fills) > _PARTS:
                 await fills[0].done.wait()
                 if fills[0].error is not None:
@@ -314,10 +315,17 @@ class Warming:
             inode = self._inode(child)
         return inode
 
+    async def locate_named(self, path: str) -> Inode:
+        """Do the same, for an error that names the path.  Checkpoint.  Raises as `locate`."""
+        try:
+            return await self.locate(path)
+        except ObjectMissingError as error:
+            raise ObjectMissingError(f"{path}: {error}") from None
+
     def batch(self, directory: int, after: bytes) -> list[tuple[bytes, int, int]]:
         """Return some (name, inode, DT_ type) of a directory behind a name."""
         with self._reader.begin() as txn:
-            return list(islice(self._reader.children(txn, directory, after), _WALK_BATCH))
+            return [found[:3] for found in islice(self._reader.children(txn, directory, after), _WALK_BATCH)]
 
     def inode_or_none(self, ino: int) -> Inode | None:
         """Return an inode's record."""
@@ -350,8 +358,9 @@ class Warming:
         """Return how many bytes of a file are in the cache."""
         if inode.is_small:
             return inode.size_bytes if not inode.size_bytes or self._small.has(inode.ino) else 0
-        parts = range(-(-inode.size_bytes // PART_BYTES))
-        return inode.size_bytes - sum(self.missing_bytes(inode, part) for part in parts)
+        with self._reader.begin() as txn:
+            parts = self._reader.parts(txn, inode.ino)
+            return sum(blocks_bytes(inode.size_bytes, part, mask) for part, mask in parts)
 
     def missing_bytes(self, inode: Inode, part: int) -> int:
         """Return how many bytes of a part of a large file are not in the cache."""
@@ -365,7 +374,10 @@ def long_commands(jobs: Jobs, imports: Imports, warming: Warming) -> dict[str, C
     """Return the control commands for long operations."""
 
     async def import_below(request: Mapping[str, Any]) -> dict[str, str]:
-        inode = await warming.locate(str(request.get("path", "")))
+        path = str(request.get("path", ""))
+        inode = await warming.locate_named(path)
+        if not inode.is_dir:
+            raise NotADirectoryInIndexError(f"{path}: only a directory can be imported")
         return {"job": imports.start(inode.ino).id}
 
     return {

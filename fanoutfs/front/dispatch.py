@@ -1,17 +1,18 @@
-"""Which opcode is answered how.  One table, checked at import: every opcode of the kernel has exactly one rule."""
+"""Which opcode is answered how.  One table per kind of mount, checked at import: each opcode has exactly one rule."""
 
 import errno
 from dataclasses import dataclass
 from typing import Final
 
-from fanoutfs.wire.kernel import Opcode
+from fanoutfs.wire.kernel import FALLOCATE_IN, FSYNC_IN, GETXATTR_IN, LSEEK_IN, MKNOD_IN, SETATTR_IN, WRITE_IN, Opcode
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What a front does with a request.
 
-    method: name of the method of `Handlers`, or "" when the answer is always `errno_code`.
+    method: name of the method of `Handlers` (behind `changes.` or `forwarding.`: of these parts of it), or "" when the
+    answer is always `errno_code`.  is_whole: the method gets the whole request, header included.
     errno_code: 0 means success without a body.  replies: False for requests that must not be answered.
     min_body: bytes that must follow the header; a shorter request is malformed and gets EINVAL.
     """
@@ -20,12 +21,13 @@ class Rule:
     errno_code: int = 0
     replies: bool = True
     min_body: int = 0
+    is_whole: bool = False
 
 
 _ENOSYS: Final = Rule(errno_code=errno.ENOSYS)
 _EROFS: Final = Rule(errno_code=errno.EROFS)
 
-RULES: Final[dict[Opcode, Rule]] = {
+READ_ONLY_RULES: Final[dict[Opcode, Rule]] = {
     Opcode.LOOKUP: Rule("lookup", min_body=2),
     Opcode.GETATTR: Rule("getattr"),
     Opcode.READ: Rule("read", min_body=40),
@@ -62,7 +64,7 @@ RULES: Final[dict[Opcode, Rule]] = {
     Opcode.GETXATTR: _ENOSYS,
     Opcode.LISTXATTR: _ENOSYS,
     Opcode.IOCTL: Rule(errno_code=errno.ENOTTY),
-    Opcode.READLINK: Rule(errno_code=errno.EINVAL),  # no inode is a symbolic link
+    Opcode.READLINK: Rule("readlink"),
     # The mount is read-only and the kernel says so itself; this answers after a remount,rw.
     Opcode.SETATTR: _EROFS,
     Opcode.SYMLINK: _EROFS,
@@ -87,5 +89,40 @@ RULES: Final[dict[Opcode, Rule]] = {
     Opcode.REMOVEMAPPING: _ENOSYS,
 }
 
-if missing := set(Opcode) - set(RULES):
-    raise AssertionError(f"opcodes without a rule: {sorted(missing)}")
+_FORWARD: Final = Rule("forwarding.forward", is_whole=True)
+
+READ_WRITE_RULES: Final[dict[Opcode, Rule]] = READ_ONLY_RULES | {
+    Opcode.WRITE: Rule("changes.write", min_body=WRITE_IN.size),
+    Opcode.FALLOCATE: Rule("changes.fallocate", min_body=FALLOCATE_IN.size),
+    Opcode.LSEEK: Rule("changes.lseek", min_body=LSEEK_IN.size),
+    Opcode.FSYNC: Rule("forwarding.fsync", min_body=FSYNC_IN.size, is_whole=True),
+    Opcode.FSYNCDIR: Rule("forwarding.fsync", min_body=FSYNC_IN.size, is_whole=True),
+    Opcode.SETATTR: Rule("forwarding.setattr", min_body=SETATTR_IN.size, is_whole=True),
+    Opcode.GETXATTR: Rule("forwarding.getxattr", min_body=GETXATTR_IN.size + 2, is_whole=True),
+    Opcode.LISTXATTR: Rule("forwarding.listxattr", min_body=GETXATTR_IN.size),
+    Opcode.SYMLINK: _FORWARD,
+    Opcode.MKNOD: Rule("creating.mknod", min_body=MKNOD_IN.size + 2, is_whole=True),
+    Opcode.MKDIR: _FORWARD,
+    Opcode.UNLINK: _FORWARD,
+    Opcode.RMDIR: _FORWARD,
+    Opcode.RENAME: _FORWARD,
+    Opcode.RENAME2: _FORWARD,
+    Opcode.LINK: _FORWARD,
+    Opcode.SETXATTR: _FORWARD,
+    Opcode.REMOVEXATTR: _FORWARD,
+    # ENOSYS: from now on the kernel creates files with MKNOD and opens them by itself, without a handle to release.
+    Opcode.CREATE: _ENOSYS,
+    # ENOSYS: O_TMPFILE is EOPNOTSUPP from now on, and copy_file_range(2) reads and writes.
+    Opcode.TMPFILE: _ENOSYS,
+    Opcode.COPY_FILE_RANGE: _ENOSYS,
+    Opcode.COPY_FILE_RANGE_64: _ENOSYS,
+}
+
+for _rules in (READ_ONLY_RULES, READ_WRITE_RULES):
+    if missing := set(Opcode) - set(_rules):
+        raise AssertionError(f"opcodes without a rule: {sorted(missing)}")
+
+
+def rules_of(*, read_only: bool) -> dict[Opcode, Rule]:
+    """Return the rules of a mount."""
+    return READ_ONLY_RULES if read_only else READ_WRITE_RULES

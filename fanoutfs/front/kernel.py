@@ -1,4 +1,4 @@
-"""The writing end of /dev/fuse: answers to requests."""
+"""One front's /dev/fuse: requests from the kernel, answers to them."""
 
 import errno
 import logging
@@ -19,11 +19,27 @@ class UnmountedError(Exception):
 
 
 class KernelChannel:
-    """Writes answers.  Owned by one front."""
+    """Reads requests and writes answers.  Owned by one front."""
 
     def __init__(self, fuse_fd: int, row: memoryview) -> None:
         self._fd = fuse_fd
         self._row = row
+
+    def read(self, buffer: memoryview) -> int:
+        """Return the length of the next request, 0 when it was withdrawn, -1 when there is none.
+
+        Raises UnmountedError.
+        """
+        try:
+            return os.readv(self._fd, (buffer,))
+        except BlockingIOError:
+            return -1
+        except OSError as error:
+            if error.errno in _GONE:
+                raise UnmountedError from error
+            if error.errno in (errno.ENOENT, errno.EINTR):
+                return 0  # the request was interrupted before anyone read it
+            raise
 
     def answer(self, unique: int, *parts: bytes | memoryview) -> None:
         """Answer with success; the parts are sent as they are, without being joined."""

@@ -6,6 +6,9 @@ contents of a batch are copied and verified first, inside the busy mark that gra
 transaction, and written after both have ended.  Nobody ever waits for this process: the core drops what the channel
 does not take, and a unmount or a new generation just kills it.
 
+On read-only mounts only: a store replaces pages that were just written, dirty ones too, and nothing tells whether there
+are any.
+
 What it pushes is never stale: content does not change under an inode number, and numbers are not used twice.  A
 number that the kernel does not hold is refused (ENOENT).  Pushing a content again over pages that are in use writes
 the same bytes.  The kernel's size of the inode stays: a content is as long as its object, so the store ends there.
@@ -110,6 +113,8 @@ class Pusher:
                     self._policy.note_read(hint.ino, now_s)
                 elif hint.kind is HintKind.LISTED:
                     self._policy.note_listed(hint.ino, hint.part, now_s)
+                elif hint.kind is HintKind.LEAVE_OUT:
+                    self._policy.leave_out(hint.ino)
                 elif hint.kind is HintKind.PUSH_AHEAD:
                     announced.append(hint.ino)
             if announced:

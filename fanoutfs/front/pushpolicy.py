@@ -9,7 +9,8 @@ that were not pushed; the *sweep* over what was listed, in the order of listing,
 The latter two are guesses: while orders are announced, they leave half of the window free.
 
 A read of a pushed file is invisible.  Now and then a file is therefore left out of the push, as a *sentinel*: its
-READ vouches for the files pushed since the sentinel before it, in a sequence as in a shuffled order.
+READ vouches for the files pushed since the sentinel before it, in a sequence as in a shuffled order.  The core has
+signs of its own: files whose READs it waits for are not guessed at.
 
 Flow control resembles TCP's.  `outstanding` bytes (pushed and not vouched for) stay below a window.  It begins small,
 doubles with each sentinel that is read, and grows a little with each READ of a file that was not pushed in time: in a
@@ -58,14 +59,16 @@ class _Chunk:
     """64 numbers in a row.
 
     listed: the kernel has had their entries; done: pushed, left out or read, at `done_s`; absent: not in the store when
-    it was their turn.  due_s: not to be tried before; tries: since they were listed, the one to come included.
+    it was their turn; awaited: left out until they are read, or announced.  due_s: not to be tried before; tries: since
+    they were listed, the one to come included.
     """
 
-    __slots__ = ("absent", "done", "done_s", "due_s", "listed", "tries")
+    __slots__ = ("absent", "awaited", "done", "done_s", "due_s", "listed", "tries")
 
     def __init__(self) -> None:
         self.listed = 0
         self.absent = 0
+        self.awaited = 0
         self.done = 0
         self.done_s = 0.0
         self.due_s = 0.0
@@ -154,6 +157,7 @@ class PushPolicy:
         else:
             self._missed()
         if chunk is not None:
+            chunk.awaited &= ~(1 << bit)
             self._mark_done(chunk, 1 << bit, now_s)
             self._follow(number)
 
@@ -161,6 +165,10 @@ class PushPolicy:
         """These files are in the store and will be read, in this order."""
         self._announced.extend(inos)
         self._announced_s = now_s
+
+    def leave_out(self, ino: int) -> None:
+        """The core waits for a READ of this file, which need not be listed yet."""
+        self._chunk(ino // _CHUNK).awaited |= 1 << ino % _CHUNK
 
     # --- what the owner does -----------------------------------------------------------------------------------
 
@@ -286,9 +294,9 @@ class PushPolicy:
         chunk.tries += 1
 
     def _left(self, number: int) -> int:
-        """Return the bits of a chunk that are listed, not done and not known to be absent."""
+        """Return the bits of a chunk that are listed, not done, not known to be absent, and not waited for."""
         chunk = self._chunks.get(number)
-        return 0 if chunk is None else chunk.listed & ~self._done(chunk) & ~chunk.absent
+        return 0 if chunk is None else chunk.listed & ~self._done(chunk) & ~(chunk.absent | chunk.awaited)
 
     def _done(self, chunk: _Chunk) -> int:
         return chunk.done if chunk.done_s > self._reclaimed_s else 0
@@ -323,6 +331,7 @@ class PushPolicy:
             chunk = self._chunks.get(number)
             if chunk is not None and chunk.listed & ~self._done(chunk) & 1 << bit:
                 chunk.absent &= ~(1 << bit)
+                chunk.awaited &= ~(1 << bit)
                 self._mark_done(chunk, 1 << bit, now_s)
                 batch.append(ino)
         return batch

@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fanoutfs.index.format import DT_DIR, Ownership
+from fanoutfs.index.keeping import takes_no_names
 from fanoutfs.index.merging import END, Frontier, MergeNames, mark_listed
 from fanoutfs.index.operations import Change, ChangeKind, Child
+from fanoutfs.index.tiers import unpack_stored
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import Version
 
@@ -140,6 +142,7 @@ class PagePart:
 
     parent: the position in the page of the part of the directory above; None: `ino` is known.
     after: END when the scan has left the directory.  may_complete: then it is listed, beginning with started_ns.
+    prefix: what was scanned; not the directory's own key any more when it was moved since.
     """
 
     parent: int | None
@@ -152,6 +155,7 @@ class PagePart:
     started_ns: int
     may_complete: bool
     kept: bytes = b""
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +197,8 @@ class EnterPage:
                 ino is None
                 or directory is None
                 or ino in self.left_alone
+                or directory.key not in ("", part.prefix)
+                or takes_no_names(txn.inode, txn.changed, directory)
                 or (directory.is_listed and directory.listed_at_ns > part.started_ns)
             ):
                 result.deferred.append(())
@@ -230,7 +236,12 @@ class CompleteDirectory:
 
     def apply(self, txn: IndexTransaction) -> None:
         directory = txn.inode(self.ino)
-        if directory is not None and directory.is_dir and directory.listed_at_ns <= self.listed_at_ns:
+        if (
+            directory is not None
+            and directory.is_dir
+            and directory.listed_at_ns <= self.listed_at_ns
+            and not takes_no_names(txn.inode, txn.changed, directory)
+        ):
             mark_listed(txn, self.ino, self.listed_at_ns)
 
 
@@ -238,12 +249,14 @@ def _pack_child(child: Child) -> list[Any]:
     version = child.version
     if version is None:
         raise ValueError("only files are deferred")
-    return [_text(child.name), child.key, version.etag, version.version_id, version.size_bytes, version.mtime_ns]
+    record = [_text(child.name), child.key, version.etag, version.version_id, version.size_bytes, version.mtime_ns]
+    return record if child.stored is None else [*record, child.stored.pack().decode()]
 
 
 def _unpack_child(record: list[Any]) -> Child:
-    name, key, etag, version_id, size_bytes, mtime_ns = record
-    return Child(_bytes(name), key, Version(etag, version_id, size_bytes, mtime_ns))
+    name, key, etag, version_id, size_bytes, mtime_ns, *stored = record
+    known = unpack_stored(stored[0].encode()) if stored else None
+    return Child(_bytes(name), key, Version(etag, version_id, size_bytes, mtime_ns), known)
 
 
 def _text(name: bytes) -> str:

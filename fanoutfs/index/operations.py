@@ -4,25 +4,36 @@ An operation reads and writes only through the transaction it is given, takes ev
 what the backend said) as a field, and returns what followed from it.  The core's writer is the only caller.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
+from fanoutfs.errors import DiskGoneError
 from fanoutfs.index.format import (
     DT_DIR,
     FIRST_INO,
+    FLAG_ATTRS,
+    FLAG_LOCAL,
     FLAG_SMALL,
+    FLAG_STAGED,
     FORMAT_VERSION,
     U64,
+    Departed,
     Inode,
     Ownership,
     directory_inode,
     file_inode,
     make_attr,
     moved_attr,
+    with_links,
 )
+from fanoutfs.index.keeping import is_complete, is_kept, takes_no_names
+from fanoutfs.index.tiers import StoredAs
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.records import BLOCK_BYTES, PART_BYTES, ROOT_INO, Version
+
+_OWN_ATTRIBUTES: Final = FLAG_STAGED | FLAG_LOCAL | FLAG_ATTRS
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -37,11 +48,15 @@ class Operation(Protocol[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """One thing a listing found.  version None: a directory, key is its prefix and ends with "/"."""
+    """One thing a listing found.  version None: a directory, key is its prefix and ends with "/".
+
+    stored: how the store keeps it, as far as it is not as usual.
+    """
 
     name: bytes
     key: str
     version: Version | None
+    stored: StoredAs | None = None
 
 
 class ChangeKind(Enum):
@@ -74,12 +89,17 @@ def is_same_version(known: Version, found: Version) -> bool:
     return (known.size_bytes, known.mtime_ns) == (found.size_bytes, found.mtime_ns)
 
 
+class OldFormatError(ValueError):
+    """The index has the format of an earlier version, which holds nothing that the store does not have."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenVolume:
     """Bring a new or known index to the state that this mount's options ask for.
 
-    Returns True when the volume was known before.  Raises ValueError when the index belongs to another volume or has
-    another format version.  All orphans are freed by the caller: a new mount holds no inode.
+    Returns True when the volume was known before.  Raises ValueError when the index belongs to another volume or was
+    written by a newer version, OldFormatError when by an older one.  All orphans are freed by the caller: a new mount
+    holds no inode.
     """
 
     identity: str
@@ -100,7 +120,9 @@ class OpenVolume:
             txn.put_inode(directory_inode(ROOT_INO, "", self.now_ns, self.ownership))
             return False
         if known_format != wanted:
-            raise ValueError(f"index format {U64.unpack(known_format)[0]}, this version writes {FORMAT_VERSION}")
+            number = U64.unpack(known_format)[0]
+            error = OldFormatError if number < FORMAT_VERSION else ValueError
+            raise error(f"index format {number}, this version writes {FORMAT_VERSION}")
         if txn.setting(b"volume") != self.identity.encode():
             raise ValueError("the index belongs to another source")
         if txn.setting(b"ownership") != self.ownership.pack():
@@ -108,15 +130,18 @@ class OpenVolume:
         return True
 
     def _restamp(self, txn: IndexTransaction) -> None:
+        """Give everything the mount's owner and modes, but what has attributes of its own (see `format`)."""
         for inode in txn.all_inodes():
             version, owner = inode.version, self.ownership
+            if inode.flags & _OWN_ATTRIBUTES or txn.changed.dirty(inode.ino) is not None:
+                continue
             if inode.is_dir:
                 fresh = directory_inode(inode.ino, inode.key, version.mtime_ns, owner)
                 fresh = replace(fresh, listed_at_ns=inode.listed_at_ns, flags=inode.flags)
             else:
                 # Where the content is kept does not change under an inode that may have content already.
                 fresh = replace(file_inode(inode.ino, inode.key, version, owner), flags=inode.flags & FLAG_SMALL)
-            txn.put_inode(fresh)
+            txn.put_inode(with_links(fresh, inode.links))
         txn.set_setting(b"ownership", self.ownership.pack())
 
 
@@ -131,18 +156,28 @@ class ApplyChildren:
     children: tuple[Child, ...]
     ownership: Ownership
     now_ns: int
+    settled: frozenset[bytes] = frozenset()
+    """See `merging.MergeNames`."""
 
     def apply(self, txn: IndexTransaction) -> list[Change]:
         changes: list[Change] = []
-        if txn.inode(self.parent) is None or txn.is_orphan(self.parent):
+        directory = txn.inode(self.parent)
+        if directory is None or txn.is_orphan(self.parent):
             return changes  # freed meanwhile, or nothing below it can be reached or counted any more
-        for child in self.children:
+        children = [child for child in present_children(txn, self.children) if child.name not in self.settled]
+        if is_complete(txn.inode, txn.changed, directory):
+            return changes
+        if takes_no_names(txn.inode, txn.changed, directory):
+            children, changes = [], learn(txn, directory, children, self.ownership, self.now_ns)
+        for child in children:
             known = txn.entry(self.parent, child.name)
             if known is None:
                 ino = add_child(txn, self.parent, child, self.ownership, self.now_ns)
                 changes.append(Change(ChangeKind.ADDED, self.parent, child.name, ino))
-            elif known[1] != DT_DIR and (
-                change := meet_file(txn, self.parent, child, known[0], self.ownership, self.now_ns)
+            elif (
+                known[1] != DT_DIR
+                and not is_kept(txn, directory, child.name, known[0])
+                and (change := meet_file(txn, self.parent, child, known[0], self.ownership, self.now_ns))
             ):
                 changes.append(change)
         if changes:
@@ -152,48 +187,59 @@ class ApplyChildren:
 
 @dataclass(frozen=True, slots=True)
 class PutBlocks:
-    """Note that blocks of one part are in the cache file, with their checksums.
+    """Note that blocks of one part are in the cache file on a disk, with their checksums.
 
-    Returns False when the inode was freed meanwhile: the bytes must go.
+    What the part had on another disk, one that is not used any more, is forgotten.
+    Returns False when the inode was freed meanwhile: the bytes must go.  Raises DiskGoneError when the disk was taken
+    out of service meanwhile.
     """
 
     ino: int
     part: int
     checksums: dict[int, int]
+    disk: int = 0
 
     def apply(self, txn: IndexTransaction) -> bool:
         inode = txn.inode(self.ino)
         if inode is None:
             return False
-        present, checksums = txn.part(self.ino, self.part)
+        if not txn.has_disk(self.disk):
+            raise DiskGoneError(f"disk {self.disk} of the cache was taken out of service")
+        present, checksums, disk = txn.part(self.ino, self.part)
+        if present and disk != self.disk:
+            DropBlocks(self.ino, self.part, -1).apply(txn)
+            present = 0
         added = 0
         for block, checksum in self.checksums.items():
             if not present >> block & 1:
                 added |= 1 << block
             checksums[block] = checksum
-        txn.put_part(self.ino, self.part, present | added, checksums)
-        txn.add_cached_bytes(blocks_bytes(inode.size_bytes, self.part, added))
+        txn.put_part(self.ino, self.part, present | added, checksums, self.disk)
+        txn.add_cached_bytes(blocks_bytes(inode.size_bytes, self.part, added), self.disk)
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class DropBlocks:
-    """Note that blocks of one part are not in the cache any more.  Returns (bits dropped, bytes they held)."""
+    """Note that blocks of one part are not in the cache any more.
+
+    Returns (bits dropped, bytes they held, disk that still has them).
+    """
 
     ino: int
     part: int
     mask: int
 
-    def apply(self, txn: IndexTransaction) -> tuple[int, int]:
-        present, checksums = txn.part(self.ino, self.part)
+    def apply(self, txn: IndexTransaction) -> tuple[int, int, int]:
+        present, checksums, disk = txn.part(self.ino, self.part)
         inode = txn.inode(self.ino)
         dropped = present & self.mask
         if not dropped or inode is None:
-            return 0, 0
+            return 0, 0, disk
         size_bytes = blocks_bytes(inode.size_bytes, self.part, dropped)
-        txn.put_part(self.ino, self.part, present & ~self.mask, checksums)
-        txn.add_cached_bytes(-size_bytes)
-        return dropped, size_bytes
+        txn.put_part(self.ino, self.part, present & ~self.mask, checksums, disk)
+        txn.add_cached_bytes(-size_bytes, disk)
+        return dropped, size_bytes, disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +258,11 @@ class FreeOrphans:
             for part in txn.parts(ino):
                 DropBlocks(ino, part, -1).apply(txn)
             txn.delete_inode(ino)
+            txn.changed.forget(ino)
+            txn.tiers.forget(ino)
+            departed = txn.changed.departed(inode.key) if inode.key else None
+            if departed is not None and departed.ino == ino:  # nobody can read its object any more: it may go
+                txn.changed.put_departed(inode.key, Departed(0, departed.version))
             freed.append(ino)
         return freed
 
@@ -226,13 +277,37 @@ def blocks_bytes(size_bytes: int, part: int, mask: int) -> int:
     return total
 
 
+def present_children(txn: IndexTransaction, children: tuple[Child, ...]) -> tuple[Child, ...]:
+    """Return those whose objects did not leave their place here."""
+    if not txn.changed.has_departed:
+        return children
+    return tuple(child for child in children if txn.changed.departed(child.key) is None)
+
+
+def learn(
+    txn: IndexTransaction, directory: Inode, children: Iterable[Child], owner: Ownership, now_ns: int
+) -> list[Change]:
+    """Give a directory the names that it does not know yet; a directory displaces a file of its name, as ever."""
+    changes = []
+    for child in sorted(children, key=lambda child: child.version is not None):
+        known = txn.entry(directory.ino, child.name)
+        if known is None:
+            ino = add_child(txn, directory.ino, child, owner, now_ns)
+            changes.append(Change(ChangeKind.ADDED, directory.ino, child.name, ino))
+        elif child.version is None and known[1] != DT_DIR and not is_kept(txn, directory, child.name, known[0]):
+            change = meet_file(txn, directory.ino, child, known[0], owner, now_ns)
+            changes += [] if change is None else [change]
+    return changes
+
+
 def meet_file(
     txn: IndexTransaction, parent: int, child: Child, ino: int, owner: Ownership, now_ns: int
 ) -> Change | None:
     """Let a name that leads to a file lead to what was found under it; None: nothing has changed."""
     old = txn.inode(ino)
     if old is not None and child.version is not None and is_same_version(old.version, child.version):
-        if old.version.mtime_ns == child.version.mtime_ns:
+        note_class(txn, ino, child)
+        if old.version.mtime_ns == child.version.mtime_ns or old.has_attributes:
             return None
         mtime_ns, size_bytes = child.version.mtime_ns, child.version.size_bytes
         attr = make_attr(ino, old.mode, size_bytes, mtime_ns, owner.uid, owner.gid)
@@ -254,13 +329,28 @@ def add_child(txn: IndexTransaction, parent: int, child: Child, owner: Ownership
         txn.add_totals(1, child.version.size_bytes)
     txn.put_inode(inode)
     txn.put_entry(parent, child.name, inode)
+    note_class(txn, ino, child)
+    if inode.is_dir:
+        txn.changed.put_name(ino, parent, child.name)
     return ino
+
+
+def note_class(txn: IndexTransaction, ino: int, child: Child) -> None:
+    """Take the class of a listing over where it is news: a rule of the bucket moves objects without a new version.
+
+    That it is the default class is no news: some stores say so of every object, and no rule moves one back.
+    """
+    if child.stored is not None and txn.tiers.stored_as(ino).storage_class != child.stored.storage_class:
+        txn.tiers.put_stored(ino, child.stored)
 
 
 def remove_leaf(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int) -> None:
     """Take away the name of a file, or of a directory with nothing in it; the inode becomes an orphan."""
     inode = txn.inode(ino)
     txn.delete_entry(parent, name)
+    if inode is not None and not inode.is_dir and inode.links > 1:
+        txn.put_inode(with_links(inode, inode.links - 1))  # another name leads there
+        return
     txn.put_orphan(ino, now_ns)
     if inode is not None and not inode.is_dir:
         txn.add_totals(-1, -inode.size_bytes)

@@ -8,6 +8,8 @@ also by a core that finds it after a crash.
 from dataclasses import dataclass
 from typing import Final
 
+from fanoutfs.index.format import Inode
+from fanoutfs.index.keeping import is_kept, takes_no_names
 from fanoutfs.index.operations import Change, ChangeKind, mark_changed, remove_leaf
 from fanoutfs.index.transaction import IndexTransaction
 
@@ -17,41 +19,80 @@ REMOVALS_PER_APPLY: Final = 2000
 
 @dataclass(frozen=True, slots=True)
 class RemoveName:
-    """Take one name away, with everything below it.  Returns (changes, whether that was all): else apply it again."""
+    """Take one name away, with everything below it.  Returns (changes, whether that was all): else apply it again.
+
+    settled: see `MergeNames`.
+    """
 
     parent: int
     name: bytes
     now_ns: int
+    settled: frozenset[bytes] = frozenset()
 
     def apply(self, txn: IndexTransaction) -> tuple[list[Change], bool]:
         known = txn.entry(self.parent, self.name)
+        directory = txn.inode(self.parent)
         changes: list[Change] = []
-        if known is None:
+        if known is None or directory is None or self.name in self.settled:
             return changes, True
-        is_done = remove_some(txn, self.parent, self.name, known[0], self.now_ns, changes)
-        if is_done:
+        if takes_no_names(txn.inode, txn.changed, directory):
+            return changes, True
+        is_done = remove_some(txn, directory, self.name, known[0], self.now_ns, changes)
+        if is_done and changes:
             mark_changed(txn, self.parent, self.now_ns)
         return changes, is_done
 
 
-def remove_some(txn: IndexTransaction, parent: int, name: bytes, ino: int, now_ns: int, changes: list[Change]) -> bool:
+@dataclass(slots=True)
+class _Level:
+    """A name under removal.  behind: the last name in it that stays."""
+
+    parent: Inode
+    name: bytes
+    inode: Inode | None
+    behind: bytes = b""
+    is_changed: bool = False
+
+
+def remove_some(
+    txn: IndexTransaction, parent: Inode, name: bytes, ino: int, now_ns: int, changes: list[Change]
+) -> bool:
     """Take a name away, and for a directory everything below it, deepest first; the inodes become orphans.
 
-    Adds to `changes` also what is below the name: who holds a vanished directory open must not go on listing it from
-    the kernel.  Returns False when `changes` holds REMOVALS_PER_APPLY: the rest is for the next call.
+    What is kept (see `keeping`) stays, with the directories that lead there.  Adds to `changes` also what is below the
+    name: who holds a vanished directory open must not go on listing it from the kernel.  Returns False when `changes`
+    holds REMOVALS_PER_APPLY: the rest is for the next call.
     """
-    path = [(parent, name, ino)]
+    if is_kept(txn, parent, name, ino):
+        return True
+    path = [_Level(parent, name, txn.inode(ino))]
     while path:
-        above, gone, gone_ino = path[-1]
-        first = txn.first_entry(gone_ino)
-        if first is not None:
-            path.append((gone_ino, *first))
+        level = path[-1]
+        following = None if level.inode is None else txn.first_entry(level.inode.ino, level.behind)
+        if following is not None and level.inode is not None:
+            if is_kept(txn, level.inode, *following):
+                level.behind = following[0]
+            else:
+                path.append(_Level(level.inode, following[0], txn.inode(following[1])))
             continue
         if len(changes) >= REMOVALS_PER_APPLY:
-            for reached, _name, _ino in path[1:]:
-                mark_changed(txn, reached, now_ns)
+            _mark_changed(txn, path, now_ns)
             return False
         path.pop()
-        remove_leaf(txn, above, gone, gone_ino, now_ns)
-        changes.append(Change(ChangeKind.REMOVED, above, gone, gone_ino))
+        gone_ino = txn.entry(level.parent.ino, level.name)
+        if level.behind or gone_ino is None:
+            _mark_changed(txn, [level], now_ns)
+            if path:
+                path[-1].behind = level.name
+            continue
+        remove_leaf(txn, level.parent.ino, level.name, gone_ino[0], now_ns)
+        changes.append(Change(ChangeKind.REMOVED, level.parent.ino, level.name, gone_ino[0]))
+        if path:
+            path[-1].is_changed = True
     return True
+
+
+def _mark_changed(txn: IndexTransaction, path: list[_Level], now_ns: int) -> None:
+    for level in path:
+        if level.is_changed and level.inode is not None:
+            mark_changed(txn, level.inode.ino, now_ns)

@@ -3,30 +3,36 @@
 Writer thread of the core only.
 """
 
-import contextlib
+import stat
 from collections.abc import Iterator
 
 import lmdb
 
-from fanoutfs.errors import DatabaseError, StoreBrokenError
+from fanoutfs.errors import DatabaseError, IndexFullError, StoreBrokenError
+from fanoutfs.index.changed import ChangedRecords
 from fanoutfs.index.format import (
-    DT_DIR,
-    DT_REG,
+    ENTRY_COOKIE_VALUE,
     ENTRY_VALUE,
     FIRST_INO,
     INO_KEY,
+    PART_HEAD,
     PART_KEY,
     PART_VALUE,
     TOTALS,
     U64,
     Inode,
+    cookie_of,
+    disk_bytes_setting,
+    disk_setting,
+    touched,
     unpack_inode,
 )
 from fanoutfs.index.store import BROKEN, IndexEnvironment
+from fanoutfs.index.tiers import TierRecords
 from fanoutfs.records import PART_BLOCKS
 
-PartMap = tuple[int, list[int]]
-"""(present bits, 32 checksums)."""
+PartMap = tuple[int, list[int], int]
+"""(present bits, 32 checksums, number of the disk)."""
 
 
 class IndexTransaction:
@@ -36,6 +42,8 @@ class IndexTransaction:
         self._db = environment
         self._txn = txn
         self._changed_settings: dict[bytes, bytes] = {}
+        self.changed = ChangedRecords(environment, txn)
+        self.tiers = TierRecords(environment, txn)
 
     # --- settings ----------------------------------------------------------------------------------------------
 
@@ -58,6 +66,22 @@ class IndexTransaction:
             while more and bytes(cursor.key()).startswith(beginning):
                 more = cursor.delete()
 
+    def delete_setting(self, name: bytes) -> None:
+        """Remove a setting."""
+        self._changed_settings.pop(name, None)
+        self._txn.delete(name, db=self._db.settings)
+
+    def settings_from(self, beginning: bytes) -> list[bytes]:
+        """Return the names of the settings that begin so."""
+        self.flush()
+        found = []
+        with self._txn.cursor(db=self._db.settings) as cursor:
+            more = cursor.set_range(beginning)
+            while more and bytes(cursor.key()).startswith(beginning):
+                found.append(bytes(cursor.key()))
+                more = cursor.next()
+        return found
+
     def flush(self) -> None:
         """Write the changed settings: counters move with every file, and a page of a listing has a thousand."""
         for name, value in self._changed_settings.items():
@@ -70,9 +94,17 @@ class IndexTransaction:
 
     def new_ino(self) -> int:
         """Return an inode number that was never used in this index."""
+        return self.new_inos(1)
+
+    def new_inos(self, count: int) -> int:
+        """Return the first of so many consecutive inode numbers that were never used."""
         ino = self._counter(b"next_ino", FIRST_INO)
-        self.set_setting(b"next_ino", U64.pack(ino + 1))
+        self.set_setting(b"next_ino", U64.pack(ino + count))
         return ino
+
+    def skip_inos(self, first: int) -> None:
+        """Have no number below `first` handed out any more."""
+        self.set_setting(b"next_ino", U64.pack(max(first, self._counter(b"next_ino", FIRST_INO))))
 
     def add_totals(self, files: int, size_bytes: int) -> None:
         """Change what statfs counts."""
@@ -85,9 +117,22 @@ class IndexTransaction:
         """Return how many bytes of large files are in the cache."""
         return self._counter(b"cached_bytes")
 
-    def add_cached_bytes(self, change: int) -> None:
-        """Change the sum of cached bytes."""
+    def add_cached_bytes(self, change: int, disk: int = 0) -> None:
+        """Change the sum of cached bytes, and that of a further disk."""
         self.set_setting(b"cached_bytes", U64.pack(max(0, self.cached_bytes + change)))
+        if disk:
+            name = disk_bytes_setting(disk)
+            self.set_setting(name, U64.pack(max(0, self._counter(name) + change)))
+
+    def has_disk(self, disk: int) -> bool:
+        """Tell whether a disk may get blocks."""
+        return not disk or self.setting(disk_setting(disk)) is not None
+
+    def new_disk(self) -> int:
+        """Return a number that no disk of this index ever had."""
+        number = self._counter(b"next_disk", 1)
+        self.set_setting(b"next_disk", U64.pack(number + 1))
+        return number
 
     # --- entries and inodes ------------------------------------------------------------------------------------
 
@@ -99,6 +144,12 @@ class IndexTransaction:
     def put_inode(self, inode: Inode) -> None:
         """Store an inode record."""
         self._txn.put(INO_KEY.pack(inode.ino), inode.pack(), db=self._db.inodes)
+
+    def touch_inode(self, ino: int, now_ns: int) -> None:
+        """Move an inode's mtime and ctime on, if there is such an inode."""
+        value = self._txn.get(INO_KEY.pack(ino), db=self._db.inodes)
+        if value is not None:
+            self._txn.put(INO_KEY.pack(ino), touched(value, now_ns), db=self._db.inodes)
 
     def delete_inode(self, ino: int) -> None:
         """Remove an inode record."""
@@ -113,15 +164,18 @@ class IndexTransaction:
     def entry(self, parent: int, name: bytes) -> tuple[int, int] | None:
         """Return (inode, DT_ type) under a name."""
         value = self._txn.get(INO_KEY.pack(parent) + name, db=self._db.entries)
-        if value is None:
-            return None
-        ino, dtype = ENTRY_VALUE.unpack(value)
-        return ino, dtype
+        return None if value is None else ENTRY_VALUE.unpack_from(value)
 
-    def put_entry(self, parent: int, name: bytes, inode: Inode) -> None:
-        """Let a name lead to an inode."""
-        dtype = DT_DIR if inode.is_dir else DT_REG
-        self._txn.put(INO_KEY.pack(parent) + name, ENTRY_VALUE.pack(inode.ino, dtype), db=self._db.entries)
+    def entry_cookie(self, parent: int, name: bytes) -> int | None:
+        """Return the position of a name in listings: its inode's number unless it is a further hard link."""
+        value = self._txn.get(INO_KEY.pack(parent) + name, db=self._db.entries)
+        return None if value is None else cookie_of(value)
+
+    def put_entry(self, parent: int, name: bytes, inode: Inode, cookie: int = 0) -> None:
+        """Let a name lead to an inode.  cookie: 0 for an inode's only name."""
+        dtype = stat.S_IFMT(inode.mode) >> 12
+        value = ENTRY_COOKIE_VALUE.pack(inode.ino, dtype, cookie) if cookie else ENTRY_VALUE.pack(inode.ino, dtype)
+        self._txn.put(INO_KEY.pack(parent) + name, value, db=self._db.entries)
 
     def delete_entry(self, parent: int, name: bytes) -> None:
         """Remove a name."""
@@ -134,7 +188,7 @@ class IndexTransaction:
         with self._txn.cursor(db=self._db.entries) as cursor:
             more = cursor.set_range(prefix)
             while more and bytes(cursor.key()).startswith(prefix):
-                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
+                ino, dtype = ENTRY_VALUE.unpack_from(cursor.value())
                 found.append((bytes(cursor.key())[8:], ino, dtype))
                 more = cursor.next()
         return found
@@ -152,20 +206,20 @@ class IndexTransaction:
                 key = bytes(cursor.key())
                 if key >= end or not key.startswith(prefix):
                     return
-                ino, dtype = ENTRY_VALUE.unpack(cursor.value())
+                ino, dtype = ENTRY_VALUE.unpack_from(cursor.value())
                 yield key[8:], ino, dtype
                 more = cursor.next()
 
-    def first_entry(self, parent: int) -> tuple[bytes, int] | None:
-        """Return (name, inode) of a directory's first entry; None: it is empty."""
+    def first_entry(self, parent: int, after: bytes = b"") -> tuple[bytes, int] | None:
+        """Return (name, inode) of a directory's first entry behind a name; None: there is none."""
         prefix = INO_KEY.pack(parent)
         with self._txn.cursor(db=self._db.entries) as cursor:
-            if not cursor.set_range(prefix):
+            if not cursor.set_range(prefix + after + b"\0" if after else prefix):
                 return None
             key = bytes(cursor.key())
             if not key.startswith(prefix):
                 return None
-            return key[8:], ENTRY_VALUE.unpack(cursor.value())[0]
+            return key[8:], ENTRY_VALUE.unpack_from(cursor.value())[0]
 
     # --- orphans -----------------------------------------------------------------------------------------------
 
@@ -187,15 +241,15 @@ class IndexTransaction:
         """Return the block map of a part; all absent when there is no record."""
         value = self._txn.get(PART_KEY.pack(ino, part), db=self._db.blocks)
         if value is None:
-            return 0, [0] * PART_BLOCKS
-        present, _zero, *checksums = PART_VALUE.unpack(value)
-        return present, checksums
+            return 0, [0] * PART_BLOCKS, 0
+        present, disk, *checksums = PART_VALUE.unpack(value)
+        return present, checksums, disk
 
-    def put_part(self, ino: int, part: int, present: int, checksums: list[int]) -> None:
+    def put_part(self, ino: int, part: int, present: int, checksums: list[int], disk: int) -> None:
         """Store the block map of a part; one with nothing present is removed."""
         key = PART_KEY.pack(ino, part)
         if present:
-            self._txn.put(key, PART_VALUE.pack(present, 0, *checksums), db=self._db.blocks)
+            self._txn.put(key, PART_VALUE.pack(present, disk, *checksums), db=self._db.blocks)
         else:
             self._txn.delete(key, db=self._db.blocks)
 
@@ -210,20 +264,76 @@ class IndexTransaction:
                 more = cursor.next()
         return found
 
+    def parts_after(self, ino: int, part: int, count: int) -> list[tuple[int, int, int]]:
+        """Return (inode, part, disk) of so many parts in order, from this one on."""
+        found: list[tuple[int, int, int]] = []
+        with self._txn.cursor(db=self._db.blocks) as cursor:
+            more = cursor.set_range(PART_KEY.pack(ino, part))
+            while more and len(found) < count:
+                found_ino, found_part = PART_KEY.unpack(cursor.key())
+                found.append((found_ino, found_part, PART_HEAD.unpack_from(cursor.value())[1]))
+                more = cursor.next()
+        return found
 
-@contextlib.contextmanager
-def write_transaction(environment: IndexEnvironment) -> Iterator[IndexTransaction]:
+
+class write_transaction:  # noqa: N801 - used like a function; a generator would cost a tenth of a small change
     """Begin a write transaction; commit it on success, abort it on an exception.
 
-    Raises DatabaseError, StoreBrokenError.
+    Raises DatabaseError, IndexFullError, StoreBrokenError.
     """
-    try:
-        with environment.env.begin(write=True) as txn:
-            transaction = IndexTransaction(environment, txn)
-            yield transaction
-            transaction.flush()
-    except BROKEN as error:
-        environment.broken.set()
-        raise StoreBrokenError(f"the index is damaged: {error}") from error
-    except lmdb.Error as error:
-        raise DatabaseError(f"the index refused a change: {error}") from error
+
+    __slots__ = ("_environment", "_transaction", "_txn")
+
+    def __init__(self, environment: IndexEnvironment) -> None:
+        self._environment = environment
+
+    def __enter__(self) -> IndexTransaction:
+        try:
+            self._txn = self._environment.env.begin(write=True)
+        except lmdb.Error as error:
+            raise self._translated(error) from error
+        self._transaction = IndexTransaction(self._environment, self._txn)
+        return self._transaction
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object) -> None:
+        try:
+            if kind is None:
+                self._transaction.flush()
+                self._txn.commit()
+        except lmdb.Error as failed:
+            raise self._translated(failed) from failed
+        finally:
+            self._txn.abort()  # of what is not committed
+        if isinstance(error, lmdb.Error):
+            raise self._translated(error) from error
+
+    def _translated(self, error: lmdb.Error) -> DatabaseError:
+        if isinstance(error, BROKEN):
+            self._environment.broken.set()
+            return StoreBrokenError(f"the index is damaged: {error}")
+        kind = IndexFullError if self._environment.is_for_want_of_room(error) else DatabaseError
+        return kind(f"the index refused a change: {error}")
+
+
+class pinned_transaction(write_transaction):  # noqa: N801 - as above
+    """A write transaction of another process than the core: only while the core's pin of the last sync is there.
+
+    Raises DatabaseError if it is not: see `IndexEnvironment.has_pin`; else as `write_transaction`.
+    """
+
+    __slots__ = ("_pin",)
+
+    def __init__(self, environment: IndexEnvironment, pin: memoryview) -> None:
+        super().__init__(environment)
+        self._pin = pin
+
+    def __enter__(self) -> IndexTransaction:
+        transaction = super().__enter__()
+        try:
+            if self._environment.has_pin(self._pin):
+                return transaction
+        except lmdb.Error as error:
+            self._txn.abort()
+            raise self._translated(error) from error
+        self._txn.abort()
+        raise DatabaseError("the core is dead, or moves its pin")

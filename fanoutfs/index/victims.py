@@ -1,15 +1,16 @@
-"""Which parts of the block map to evict: chosen at random, the simplest choice that survives scans.
+"""The parts in the block map, from which `core.victims` chooses what to evict: all of them, one of them, any of them.
 
-Core only.  Logarithmic in the size of the map; no bookkeeping per access.
+Core only.  No bookkeeping per access.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 import lmdb
 
-from fanoutfs.index.format import INO_KEY, PART_KEY, PART_VALUE
+from fanoutfs.index.format import INO_KEY, PART_HEAD, PART_KEY, PART_VALUE
 from fanoutfs.index.operations import blocks_bytes
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.records import MIB
@@ -18,6 +19,9 @@ PartId = tuple[int, int]
 """(inode, index of the part)."""
 
 _TRIES: Final = 256
+MOST_LISTED: Final = 200_000
+"""1.6 TB of full parts; a look at so many takes about half a second, of a worker thread."""
+_RUN: Final = 256
 _TRIES_PER_MIB: Final = 8
 """Files just above the small limit hold 128 KiB and a little, one to a part: 8 make a MiB."""
 
@@ -44,11 +48,81 @@ def choose_parts(
     return chosen
 
 
-def present_blocks(environment: IndexEnvironment, part: PartId) -> int:
-    """Return the mask of a part's blocks that the index has."""
+def list_parts(environment: IndexEnvironment, most: int = MOST_LISTED) -> list[PartId]:
+    """Return the parts in the map, or so many of a larger one: runs of neighbours, begun at random.
+
+    A run that comes to the end goes on at the beginning, so that it finds as many, and the first parts as often, as any
+    other.  Two may overlap.  0.5 us for each part.
+    """
+    found: dict[PartId, None] = {}
+    with environment.env.begin() as txn, txn.cursor(db=environment.blocks) as cursor:
+        if txn.stat(environment.blocks)["entries"] <= most:
+            return [PART_KEY.unpack(key) for key in cursor.iternext(keys=True, values=False)]
+        for _run in range(most // _RUN):
+            if random_part(cursor) is None:
+                break
+            found.update((PART_KEY.unpack(key), None) for key in islice(_around(cursor), _RUN))
+    return list(found)
+
+
+def _around(cursor: lmdb.Cursor) -> Iterator[bytes | memoryview]:
+    """Yield the keys from the cursor's on, and after the last those from the first on."""
+    yield from cursor.iternext(values=False)
+    cursor.first()
+    yield from cursor.iternext(values=False)
+
+
+def part_bytes(environment: IndexEnvironment, part: PartId) -> int:
+    """Return how many bytes of a part are cached."""
     with environment.env.begin() as txn:
         value = txn.get(PART_KEY.pack(*part), db=environment.blocks)
-    return 0 if value is None else int(PART_VALUE.unpack(value)[0])
+        attr = txn.get(INO_KEY.pack(part[0]), db=environment.inodes) or b""
+    if value is None:
+        return 0
+    return blocks_bytes(int.from_bytes(attr[8:16], "little"), part[1], PART_VALUE.unpack(value)[0])
+
+
+def present_blocks(environment: IndexEnvironment, part: PartId, disk: int = -1) -> int:
+    """Return the mask of a part's blocks that the index has; disk: of those on this one, -1: wherever they are."""
+    with environment.env.begin() as txn:
+        value = txn.get(PART_KEY.pack(*part), db=environment.blocks)
+        present, on_disk = (0, 0) if value is None else PART_HEAD.unpack_from(value)
+    return int(present) if disk in (-1, on_disk) else 0
+
+
+def disk_of_part(environment: IndexEnvironment, part: PartId) -> int | None:
+    """Return the disk that has a part; None: nothing of it is cached."""
+    with environment.env.begin() as txn:
+        value = txn.get(PART_KEY.pack(*part), db=environment.blocks)
+        return None if value is None else int(PART_HEAD.unpack_from(value)[1])
+
+
+def disks_of(environment: IndexEnvironment, ino: int) -> dict[int, int]:
+    """Return the disks that have parts of a file, and how many each."""
+    found: dict[int, int] = {}
+    prefix = INO_KEY.pack(ino)
+    with environment.env.begin() as txn, txn.cursor(db=environment.blocks) as cursor:
+        more = cursor.set_range(prefix)
+        while more and bytes(cursor.key()).startswith(prefix):
+            disk = PART_HEAD.unpack_from(cursor.value())[1]
+            found[disk] = found.get(disk, 0) + 1
+            more = cursor.next()
+    return found
+
+
+def cached_parts(environment: IndexEnvironment, ino: int) -> dict[PartId, int]:
+    """Return the parts of a file of which something is cached, with the bytes each holds."""
+    found: dict[PartId, int] = {}
+    prefix = INO_KEY.pack(ino)
+    with environment.env.begin() as txn, txn.cursor(db=environment.blocks) as cursor:
+        attr = txn.get(prefix, db=environment.inodes) or b""
+        size_bytes = int.from_bytes(attr[8:16], "little")
+        more = cursor.set_range(prefix)
+        while more and bytes(cursor.key()).startswith(prefix):
+            part = PART_KEY.unpack(cursor.key())[1]
+            found[ino, part] = blocks_bytes(size_bytes, part, PART_VALUE.unpack(cursor.value())[0])
+            more = cursor.next()
+    return found
 
 
 def random_part(cursor: lmdb.Cursor) -> PartId | None:

@@ -1,14 +1,17 @@
 """Fork children that die with the keeper, and tell how they ended."""
 
 import ctypes
+import faulthandler
 import logging
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
+
+from fanoutfs.keeper.ending import reap_within
+from fanoutfs.observe.dump import follow_dumps
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,8 @@ def fork_child(name: str, setup_log: Callable[[str], None], close: list[Closable
         if os.getppid() != keeper:
             os._exit(1)  # the keeper died before it could be watched
         setup_log(name)
+        follow_dumps()
+        faulthandler.enable()  # stacks also of one that crashes, or that the watchdog aborts
         for item in close:
             item.close()
         code = run()
@@ -96,26 +101,8 @@ def end_child(pid: int, timeout_s: float) -> bool:
 
     False: it has been killed, but the kernel does not let go of it now.
     """
+    asked = ((signal.SIGTERM, timeout_s),) if timeout_s > 0 else ()
     try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        if timeout_s > 0:
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-        if timeout_s <= 0 or not _has_ended(pidfd, timeout_s):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            if not _has_ended(pidfd, _KILL_S):
-                return False
-        os.waitpid(pid, 0)
+        return reap_within(pid, 0.0, *asked, (signal.SIGKILL, _KILL_S)) is not None
     except (ProcessLookupError, ChildProcessError):
-        pass
-    finally:
-        os.close(pidfd)
-    return True
-
-
-def _has_ended(pidfd: int, timeout_s: float) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(timeout_s * 1000))
+        return True

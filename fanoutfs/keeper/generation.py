@@ -6,6 +6,7 @@ everything cached while the new core is still starting.  A front that dies alone
 """
 
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -22,7 +23,10 @@ from fanoutfs.front import main as front_main
 from fanoutfs.front import notifier, pusher
 from fanoutfs.keeper.children import Closable, Death, end_child, fork_child
 from fanoutfs.keeper.handshake import replayed_init
+from fanoutfs.keeper.starts import CORE_START_S
+from fanoutfs.keeper.watchdog import Kind, Member
 from fanoutfs.observe.shared import (
+    BUSY,
     CORE_ROW,
     CURRENT_UNIQUE,
     FIRST_FRONT_ROW,
@@ -30,6 +34,7 @@ from fanoutfs.observe.shared import (
     KEEPER_ROW,
     PID,
     PUSHER_ROW,
+    REFUSING,
     STARTED_NS,
     SUSPICION_CRASH,
     SUSPICION_KILL,
@@ -37,13 +42,14 @@ from fanoutfs.observe.shared import (
     SharedState,
 )
 from fanoutfs.observe.supervision import Failure, Go, receive_outcome, send_go
-from fanoutfs.wire.messages import KernelOffer
+from fanoutfs.wire.kernel import InitFlag
+from fanoutfs.wire.messages import KernelOffer, encode_resend
 
 log = logging.getLogger(__name__)
 
-_CORE_START_S = 120.0
-"""A core that opens its index and asks the backend one question; the backend's own deadline is shorter."""
-_CORE_END_S = 5.0
+CORE_END_S = 5.0
+_IDLE_S = 10.0
+_IDLE_POLL_S = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Estate:
     shared: SharedState
     arena: Arena
     control: socket.socket
+    metrics: socket.socket | None
     setup_log: Callable[[str], None]
 
 
@@ -84,13 +91,33 @@ class Generation:
         # The front ends only: libfuse writes its answers blocking, and trio sets what it needs itself.
         self._relay_front.setblocking(False)
         self._hints_front.setblocking(False)
-        self._channel.settimeout(_CORE_START_S)
+        self._channel.settimeout(CORE_START_S)
         self.core_pid = 0
         self.notifier_pid = 0
         self.pusher_pid = 0
         self.front_pids: dict[int, int] = {}
         estate.shared.row(KEEPER_ROW)[GENERATION] = number
         estate.shared.row(CORE_ROW)[STARTED_NS] = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """Return all living processes of the generation."""
+        return [pid for pid in (self.core_pid, self.notifier_pid, self.pusher_pid, *self.front_pids) if pid]
+
+    def members(self) -> list[Member]:
+        """Return the processes that can hang: the core only once it serves."""
+        is_serving = self.core_pid and self._estate.shared.row(CORE_ROW)[STARTED_NS]
+        return [
+            *([Member(Kind.CORE, self.core_pid)] if is_serving else []),
+            *(Member(Kind.FRONT, pid, number) for pid, number in self.front_pids.items()),
+            *([Member(Kind.NOTIFIER, self.notifier_pid)] if self.notifier_pid else []),
+            *([Member(Kind.PUSHER, self.pusher_pid)] if self.pusher_pid else []),
+        ]
+
+    @property
+    def channel(self) -> socket.socket:
+        """What becomes readable when the core is ready, failed or died."""
+        return self._channel
 
     @property
     def _core_ends(self) -> list[socket.socket]:
@@ -114,8 +141,9 @@ class Generation:
             relay=self._relay_core,
             hints=self._hints_core,
             notify=self._notify_core,
-            push=self._push_core if estate.config.push_memory else None,
+            push=self._push_core if estate.config.has_push() else None,
             control=estate.control,
+            metrics=estate.metrics,
             is_first=self._number == 1,
         )
         close = [self._relay_front, self._hints_front, self._notify, self._push, self._channel]
@@ -125,16 +153,16 @@ class Generation:
             end.close()
 
     def await_core(self) -> Failure | None:
-        """Return None once the core is ready, or why it is not.  Blocks."""
+        """Return None once the core is ready, or why it is not.  Blocks until `channel` is readable."""
         try:
             return receive_outcome(self._channel)
         except TimeoutError:
-            return Failure(DaemonDiedError.exit_code, f"the core was not ready within {_CORE_START_S:g} s")
+            return Failure(DaemonDiedError.exit_code, f"the core was not ready within {CORE_START_S:g} s")
         except (DaemonDiedError, ConnectionError) as error:
             return Failure(DaemonDiedError.exit_code, str(error))
 
     def attach(self, mounted: Mounted) -> None:
-        """Give the ready core the mount."""
+        """Give the ready core the mount.  Raises OSError when it has died meanwhile."""
         send_go(self._channel, Go(mounted.offer.has_epoch))
         self._estate.shared.row(CORE_ROW)[STARTED_NS] = time.monotonic_ns()
 
@@ -152,12 +180,18 @@ class Generation:
     @property
     def _helper_close(self) -> list[Closable]:
         """What neither notifier nor pusher may hold."""
-        return [*self._core_ends, self._relay_front, self._hints_front, self._channel, self._estate.control]
+        return [*self._core_ends, self._relay_front, self._hints_front, self._channel, *self._listeners]
+
+    @property
+    def _listeners(self) -> list[Closable]:
+        """What the core alone listens on."""
+        estate = self._estate
+        return [estate.control, *([] if estate.metrics is None else [estate.metrics])]
 
     def start_pusher(self, mounted: Mounted) -> None:
-        """Fork the pusher, unless there is nothing to push."""
+        """Fork the pusher, unless there is nothing to push, or no cache to push from."""
         estate = self._estate
-        if not estate.config.push_memory:
+        if not estate.config.has_push() or estate.shared.flags[REFUSING]:
             return
         estate.shared.clear_pusher_activity()
         task = pusher.PusherTask(
@@ -187,13 +221,49 @@ class Generation:
             relay=self._relay_front,
             hints=self._hints_front,
             entry_valid_s=entry_valid_s,
+            root_prefix=estate.root_prefix,
         )
-        close = [*self._core_ends, self._notify, self._push, self._channel, estate.control]
+        close = [*self._core_ends, self._notify, self._push, self._channel, *self._listeners]
         run = partial(front_main.run, task)
         pid = fork_child(f"front{number}", estate.setup_log, list(close), run)
         self.front_pids[pid] = number
         row = estate.shared.row(FIRST_FRONT_ROW + number)
         row[PID], row[STARTED_NS] = pid, time.monotonic_ns()
+
+    # --- redelivery --------------------------------------------------------------------------------------------
+
+    def resend(self, mounted: Mounted) -> None:
+        """Have the kernel deliver every unanswered request again.  Blocks until no front serves one.
+
+        No copy of a request from before may write to a staging file after the kernel has delivered it again: see
+        observe.shared, redelivery.
+        """
+        if not mounted.offer.offers(InitFlag.HAS_RESEND):
+            return
+        shared = self._estate.shared
+        shared.begin_resend()
+        self._await_idle_fronts()
+        shared.drop_bodies()
+        try:
+            os.write(mounted.fuse_fd, encode_resend())
+        except OSError as error:
+            log.warning("NOTIFY_RESEND failed: %s", error)
+        finally:
+            shared.end_resend()
+
+    def _await_idle_fronts(self) -> None:
+        """Return once every living front has been idle since the call."""
+        marks = {number: self._estate.shared.row(FIRST_FRONT_ROW + number) for number in self.front_pids.values()}
+        deadline = time.monotonic() + _IDLE_S
+        time.sleep(_IDLE_POLL_S)  # until what this process and the fronts stored is seen by all processors
+        busy = {number: row[BUSY] for number, row in marks.items() if row[BUSY] & 1}
+        while busy:
+            busy = {number: mark for number, mark in busy.items() if marks[number][BUSY] == mark}
+            if time.monotonic() > deadline:
+                # Its write is inside the kernel; a later one to the same file waits for it there.
+                log.error("a front does not become idle: fronts=%s", sorted(busy))
+                return
+            time.sleep(_IDLE_POLL_S)
 
     # --- deaths ------------------------------------------------------------------------------------------------
 
@@ -231,6 +301,10 @@ class Generation:
         total = self._estate.shared.suspect(unique, weight)
         log.warning("request was in flight when a process died unique=%#x suspicion=%d", unique, total)
 
+    def child_pids(self) -> tuple[int, ...]:
+        """Return all processes, the core first (0: there is none now)."""
+        return (self.core_pid, *self.front_pids, *(pid for pid in (self.notifier_pid, self.pusher_pid) if pid))
+
     # --- ending ------------------------------------------------------------------------------------------------
 
     def end_fronts(self) -> None:
@@ -245,7 +319,7 @@ class Generation:
         A process that the kernel holds is left to the kernel: it ends when the connection does.
         """
         self.end_fronts()
-        for pid, timeout_s in ((self.core_pid, _CORE_END_S), (self.notifier_pid, 0.0), (self.pusher_pid, 0.0)):
+        for pid, timeout_s in ((self.core_pid, CORE_END_S), (self.notifier_pid, 0.0), (self.pusher_pid, 0.0)):
             if pid and not end_child(pid, timeout_s):
                 log.error("process does not end: the kernel holds it pid=%d", pid)
         self.core_pid = self.notifier_pid = self.pusher_pid = 0

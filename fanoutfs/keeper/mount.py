@@ -6,17 +6,14 @@ the descriptor `mount` returns belongs to the caller, and closing its last copy 
 Two ways, chosen by privilege: with CAP_SYS_ADMIN (root, or a service user with AmbientCapabilities=) mount(2) and
 umount2(2) directly; without it the setuid helper fusermount3.
 
-A stat of somebody's hung mount may block for ever, even against SIGKILL: the mount table is asked first, and what must
-be touched is touched by a child process that can be left behind (`probe`).
+A stat of somebody's hung mount may block for ever: paths are resolved and mounts touched through `paths` only.
 """
 
 import contextlib
 import ctypes
 import errno
 import os
-import select
 import shutil
-import signal
 import socket
 import stat
 import struct
@@ -33,13 +30,15 @@ from fanoutfs.errors import (
     NotMountedError,
 )
 from fanoutfs.keeper.holders import find_holders
-from fanoutfs.keeper.mountinfo import FSTYPE, MountInfo, find_mount, set_read_ahead
+from fanoutfs.keeper.mountinfo import FSTYPE, MountInfo, find_mount, read_mounts, set_read_ahead
+from fanoutfs.keeper.paths import probe, resolve
 
 __all__ = [
     "MountInfo",
     "check_fuse",
     "check_mountpoint",
     "find_mount",
+    "is_visible_to_init",
     "mount",
     "probe",
     "resolve",
@@ -52,20 +51,19 @@ FUSE_CONF = Path("/etc/fuse.conf")
 FUSERMOUNT = "fusermount3"
 INSTALL_HINT: Final = "install FUSE 3: apt install fuse3"
 
-PROBE_TIMEOUT_S: Final = 5.0  # a live mount answers in microseconds, a loaded one in milliseconds
 FUSERMOUNT_TIMEOUT_S: Final = 30.0
 
 # <sys/mount.h>
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 
 CAP_SYS_ADMIN: Final = 21  # <linux/capability.h>
 _INT: Final = struct.Struct("i")
-MAX_SYMLINKS: Final = 40  # the kernel's own limit (path_resolution(7))
 
 
 # --- before mounting -------------------------------------------------------------------------------------------
@@ -120,74 +118,20 @@ def check_mountpoint(path: Path) -> Path:
     return resolved
 
 
-def resolve(path: Path) -> Path:
-    """Return the absolute path without symlinks, never touching a mount at its end, and no dead FUSE mount on the way.
-
-    Components that do not exist are kept as they are.  MountpointError on a symlink loop or a mount without an answer.
-    """
-    pending = _components(os.path.abspath(path))
-    resolved = "/"
-    links = 0
-    while pending:
-        name = pending.pop()
-        if name == "..":  # only from a symlink's target: what the user typed has been normalised
-            resolved = os.path.dirname(resolved)
-            continue
-        step = os.path.join(resolved, name)
-        info = find_mount(Path(step))
-        if info is not None:
-            if pending and info.is_fuse and (problem := probe(info.mountpoint)) in (errno.ENOTCONN, errno.ETIMEDOUT):
-                state = "is dead" if problem == errno.ENOTCONN else "does not answer"
-                raise MountpointError(f"{path} lies in the mount at {step}, which {state}: unmount that one first")
-            resolved = step  # a mount's root is never a symlink worth following
-            continue
-        try:
-            target = os.readlink(step)
-        except OSError:
-            resolved = step
-            continue
-        links += 1
-        if links > MAX_SYMLINKS:
-            raise MountpointError(f"{path} runs in a circle of symbolic links")
-        if target.startswith("/"):
-            resolved = "/"
-        pending += _components(target)
-    return Path(resolved)
-
-
-def probe(mountpoint: Path, timeout_s: float = PROBE_TIMEOUT_S) -> int:
-    """Ask the file system at this path for a sign of life; return 0 or the errno: ENOTCONN dead, ETIMEDOUT silent.
-
-    Other errnos (EACCES of another user's mount, say) are answers, too.  After stat comes statfs, which the kernel
-    never answers from its cache: attributes with an infinite timeout outlive their daemon.  A child does it, because a
-    process whose request was read and not answered cannot be killed; on timeout it is left to its fate.
-    """
-    pid = os.fork()
-    if pid == 0:
-        code = 0
-        try:
-            os.stat(mountpoint)
-            os.statvfs(mountpoint)
-        except OSError as error:
-            code = error.errno or errno.EIO
-        finally:
-            os._exit(code if code < 256 else errno.EIO)
-    pidfd = os.pidfd_open(pid)
+def is_visible_to_init(mountpoint: Path) -> bool:
+    """Tell whether process 1 sees what is mounted here; True where its mount table may not be read."""
+    info = find_mount(mountpoint)
     try:
-        poller = select.poll()
-        poller.register(pidfd, select.POLLIN)
-        if not poller.poll(timeout_s * 1000):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            return errno.ETIMEDOUT
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        table = read_mounts(Path("/proc/1/mountinfo"))
+    except OSError:
+        return True
+    return info is None or any(each.device == info.device for each in table)
 
 
 # --- mounting --------------------------------------------------------------------------------------------------
 
 
-def mount(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool) -> int:
+def mount(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool, noexec: bool = False) -> int:
     """Mount on a directory that `check_mountpoint` returned; return the /dev/fuse descriptor (O_RDWR, close-on-exec).
 
     source: what the mount table shows for everybody, so never with credentials.  Permissions are always checked by the
@@ -195,9 +139,8 @@ def mount(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool) 
     read: until that is answered nobody may touch the mount.  FuseUnavailableError, MountDeniedError, MountpointError.
     """
     check_fuse(allow_other=allow_other)
-    if _is_privileged():
-        return _mount_directly(mountpoint, source, read_only=read_only, allow_other=allow_other)
-    return _mount_by_helper(mountpoint, source, read_only=read_only, allow_other=allow_other)
+    mount_it = _mount_directly if _is_privileged() else _mount_by_helper
+    return mount_it(mountpoint, source, read_only=read_only, allow_other=allow_other, noexec=noexec)
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False, force: bool = False) -> None:
@@ -228,7 +171,7 @@ def escape_option(value: str) -> str:
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
-def _mount_directly(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool) -> int:
+def _mount_directly(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool, noexec: bool) -> int:
     try:
         fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -239,12 +182,13 @@ def _mount_directly(mountpoint: Path, source: str, *, read_only: bool, allow_oth
     data = f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
     if allow_other:
         data += ",allow_other"
+    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0) | (MS_NOEXEC if noexec else 0)
     code = _call(
         "mount",
         ctypes.c_char_p(os.fsencode(source)),
         ctypes.c_char_p(os.fsencode(mountpoint)),
         ctypes.c_char_p(FSTYPE.encode()),
-        ctypes.c_ulong(MS_NOSUID | MS_NODEV | (MS_RDONLY if read_only else 0)),
+        ctypes.c_ulong(flags),
         ctypes.c_char_p(data.encode()),
     )
     if code == 0:
@@ -258,12 +202,14 @@ def _mount_directly(mountpoint: Path, source: str, *, read_only: bool, allow_oth
     raise MountpointError(text)
 
 
-def _mount_by_helper(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool) -> int:
+def _mount_by_helper(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool, noexec: bool) -> int:
     options = [f"fsname={escape_option(source)}", "subtype=fanoutfs", "default_permissions", "nosuid", "nodev"]
     if read_only:
         options.append("ro")
     if allow_other:
         options.append("allow_other")
+    if noexec:
+        options.append("noexec")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         ours.settimeout(FUSERMOUNT_TIMEOUT_S)
@@ -347,11 +293,6 @@ def _detach_dead(info: MountInfo) -> None:
         raise MountpointError(f"{where} is mounted already (from {info.source}): fanoutfs umount {where}")
     with contextlib.suppress(NotMountedError):
         unmount(where, lazy=True)
-
-
-def _components(path: str) -> list[str]:
-    """Return the names of a path, last one first, ready to be popped."""
-    return [name for name in reversed(path.split("/")) if name not in ("", ".")]
 
 
 def _busy_line(info: MountInfo) -> str:

@@ -59,9 +59,9 @@ class MountInfo:
         return None
 
 
-def read_mounts() -> list[MountInfo]:
-    """Return the mount table of this process' mount namespace, in the order of mounting."""
-    return list(_parse(MOUNTINFO.read_bytes()))
+def read_mounts(table: Path | None = None) -> list[MountInfo]:
+    """Return the mount table of this process' mount namespace (or another table), in the order of mounting."""
+    return list(_parse((table or MOUNTINFO).read_bytes()))
 
 
 def find_mount(mountpoint: Path) -> MountInfo | None:

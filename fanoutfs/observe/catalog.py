@@ -1,4 +1,7 @@
-"""Every counter, declared once: name, unit, what it counts.
+"""Every metric, declared once: name, unit, what it says, how far its name can be relied on.
+
+Three kinds: counters (here, `METRICS`), gauges (`GAUGES`: how things stand, said by the core when it is asked) and
+latencies (observe.latency).  What is computed from them is in observe.derived.
 
 Counters only grow while a mount lives; they survive restarts of fronts and core because they stand in memory that
 the keeper owns.  A process writes only its own row (see `shared`), a reader adds the rows up.  Each position is a
@@ -64,6 +67,44 @@ class Count(IntEnum):
     PUSH_STOPS_PRESSURE = NAMED_BASE + 40
     SENTINELS_READ = NAMED_BASE + 41
     SENTINELS_UNREAD = NAMED_BASE + 42
+    BACKEND_PUTS = NAMED_BASE + 43
+    BACKEND_PUT_NS = NAMED_BASE + 44
+    BACKEND_COPIES = NAMED_BASE + 45
+    BACKEND_COPY_NS = NAMED_BASE + 46
+    BACKEND_DELETES = NAMED_BASE + 47
+    BACKEND_DELETE_NS = NAMED_BASE + 48
+    BACKEND_SENT_BYTES = NAMED_BASE + 49
+    BACKEND_CONFLICTS = NAMED_BASE + 50
+    WRITER_BYTES = NAMED_BASE + 51
+    UPLOADED_FILES = NAMED_BASE + 52
+    UPLOADED_BYTES = NAMED_BASE + 53
+    UPLOADED_PARTS = NAMED_BASE + 54
+    UPLOADS_FAILED = NAMED_BASE + 55
+    OBJECTS_MOVED = NAMED_BASE + 56
+    OBJECTS_DELETED = NAMED_BASE + 57
+    CONFLICTS = NAMED_BASE + 58
+    STALL_SOME_NS = NAMED_BASE + 59
+    STALL_FULL_NS = NAMED_BASE + 60
+    WAIT_BACKEND_NS = NAMED_BASE + 61
+    WAIT_QUEUE_NS = NAMED_BASE + 62
+    WAIT_DISK_NS = NAMED_BASE + 63
+    WAIT_DAEMON_NS = NAMED_BASE + 64
+    SLOW_REQUESTS = NAMED_BASE + 65
+    REFETCHED_BYTES = NAMED_BASE + 66
+    GRACE_PERIODS = NAMED_BASE + 67
+    GRACE_NS = NAMED_BASE + 68
+    DISK_ERRORS = NAMED_BASE + 69
+    DISKS_FAILED = NAMED_BASE + 70
+    HANGS_CORE = NAMED_BASE + 71
+    HANGS_FRONT = NAMED_BASE + 72
+    HANGS_PUSHER = NAMED_BASE + 73
+    HANGS_NOTIFIER = NAMED_BASE + 74
+
+
+STABLE: Final = "stable"
+"""Dashboards may rely on the name and its meaning."""
+EXPERIMENTAL: Final = "experimental"
+"""Says how a mechanism works that may be replaced by another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +114,7 @@ class Metric:
     count: Count
     unit: str
     help: str
+    stability: str = STABLE
 
     @property
     def name(self) -> str:
@@ -80,13 +122,24 @@ class Metric:
         return self.count.name.lower()
 
 
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """How something stands now.  unit: "1", "bytes", "s"."""
+
+    name: str
+    unit: str
+    help: str
+    stability: str = STABLE
+
+
 METRICS: Final = (
     Metric(Count.READER_BYTES, "bytes", "file data the fronts handed to the kernel (page cache hits are invisible)"),
+    Metric(Count.WRITER_BYTES, "bytes", "file data the fronts took from the kernel and wrote to staging files"),
     Metric(Count.SMALL_READS, "1", "READs answered from the small-file store"),
     Metric(Count.ARENA_READS, "1", "READs of large files answered from memory, before the bytes left it"),
     Metric(Count.BLOCKS_VERIFIED, "1", "cached blocks and small files whose checksum was right when they left"),
     Metric(Count.VERIFY_FAILURES, "1", "cached blocks and small files with a wrong checksum: dropped, fetched again"),
-    Metric(Count.HINTS_DROPPED, "1", "hints from a front that found the socket full"),
+    Metric(Count.HINTS_DROPPED, "1", "hints from a front that found the socket full", EXPERIMENTAL),
     Metric(Count.REQUEST_ERRORS, "1", "requests that met an unexpected exception and got EIO"),
     Metric(Count.LATE_ANSWERS, "1", "answers the kernel no longer waited for (killed reader, resent request)"),
     Metric(Count.BACKEND_BYTES, "bytes", "object data received from the backend"),
@@ -105,12 +158,20 @@ METRICS: Final = (
     ),
     Metric(Count.READ_THROUGH_BYTES, "bytes", "bytes handed to readers without caching (cache full or disk full)"),
     Metric(Count.EVICTED_BYTES, "bytes", "bytes removed from the cache to make room"),
+    Metric(Count.DISK_ERRORS, "1", "parts of files that a disk of the cache could not read or did not take"),
+    Metric(Count.DISKS_FAILED, "1", "times a further cache directory was taken out of service"),
+    Metric(Count.GRACE_PERIODS, "1", "waits until no reader can be at bytes that are about to go"),
+    Metric(Count.GRACE_NS, "ns", "time these waits took, summed over all"),
     Metric(Count.LISTINGS, "1", "directories listed or listed again"),
     Metric(Count.VERSION_SWITCHES, "1", "files that became a new inode because the object changed"),
     Metric(Count.HIDDEN_NAMES, "1", "object keys met that no file system can show"),
     Metric(Count.NOTIFICATIONS, "1", "invalidations written to the kernel"),
     Metric(Count.RESTARTS_CORE, "1", "cores started after one died"),
     Metric(Count.RESTARTS_FRONT, "1", "fronts started after one died"),
+    Metric(Count.HANGS_CORE, "1", "cores ended because they did nothing for hang_timeout"),
+    Metric(Count.HANGS_FRONT, "1", "fronts ended for the same reason"),
+    Metric(Count.HANGS_PUSHER, "1", "pushers ended for the same reason", EXPERIMENTAL),
+    Metric(Count.HANGS_NOTIFIER, "1", "notifiers ended for the same reason", EXPERIMENTAL),
     Metric(Count.POISON_REQUESTS, "1", "requests answered EIO because they killed a process again and again"),
     Metric(Count.BACKEND_GET_NS, "ns", "time GET requests took, summed over all"),
     Metric(Count.BACKEND_HEAD_NS, "ns", "time HEAD requests took, summed over all"),
@@ -118,14 +179,78 @@ METRICS: Final = (
     Metric(Count.BACKEND_MISSING, "1", "requests answered: no such object, or another version"),
     Metric(Count.BACKEND_DEADLINES, "1", "backend operations given up after op_timeout"),
     Metric(Count.BACKEND_HIDDEN_KEYS, "1", "object keys that listings left out because no request can name them"),
-    Metric(Count.PUSHED_FILES, "1", "small files put into the kernel's page cache ahead of a reader"),
-    Metric(Count.PUSHED_BYTES, "bytes", "bytes of these files"),
-    Metric(Count.PUSHES_REFUSED, "1", "files not pushed because the kernel does not hold their inode"),
-    Metric(Count.PUSH_STOPS_BUDGET, "1", "times the push waited because what was pushed is not known to be read"),
-    Metric(Count.PUSH_STOPS_PRESSURE, "1", "times the push waited because memory was short"),
-    Metric(Count.SENTINELS_READ, "1", "files left out of a push that were read: their neighbours count as read, too"),
-    Metric(Count.SENTINELS_UNREAD, "1", "files left out of a push that nobody read: their neighbours count as wasted"),
+    Metric(Count.PUSHED_FILES, "1", "small files put into the kernel's page cache ahead of a reader", EXPERIMENTAL),
+    Metric(Count.PUSHED_BYTES, "bytes", "bytes of these files", EXPERIMENTAL),
+    Metric(Count.PUSHES_REFUSED, "1", "files not pushed because the kernel does not hold their inode", EXPERIMENTAL),
+    Metric(
+        Count.PUSH_STOPS_BUDGET,
+        "1",
+        "times the push waited because what was pushed is not known to be read",
+        EXPERIMENTAL,
+    ),
+    Metric(Count.PUSH_STOPS_PRESSURE, "1", "times the push waited because memory was short", EXPERIMENTAL),
+    Metric(
+        Count.SENTINELS_READ,
+        "1",
+        "files left out of a push that were read: their neighbours count as read, too",
+        EXPERIMENTAL,
+    ),
+    Metric(
+        Count.SENTINELS_UNREAD,
+        "1",
+        "files left out of a push that nobody read: their neighbours count as wasted",
+        EXPERIMENTAL,
+    ),
+    Metric(Count.UPLOADED_FILES, "1", "file contents put into the store"),
+    Metric(Count.UPLOADED_BYTES, "bytes", "bytes of these files, parts copied inside the store included"),
+    Metric(Count.UPLOADED_PARTS, "1", "parts of large objects that were put or copied"),
+    Metric(Count.UPLOADS_FAILED, "1", "uploads that failed and are tried again"),
+    Metric(Count.OBJECTS_MOVED, "1", "objects copied inside the store, because of a rename or of new metadata"),
+    Metric(Count.OBJECTS_DELETED, "1", "objects deleted because their file is gone or has another name"),
+    Metric(Count.CONFLICTS, "1", "files of which somebody else changed the object, too: both versions were kept"),
     Metric(Count.ORPHANS_FREED, "1", "replaced or deleted inodes freed after the kernel forgot them"),
+    Metric(Count.BACKEND_PUTS, "1", "requests that put an object or a part, retries included"),
+    Metric(Count.BACKEND_PUT_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_COPIES, "1", "requests that copied an object or a part inside the store, retries included"),
+    Metric(Count.BACKEND_COPY_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_DELETES, "1", "requests that deleted objects, retries included"),
+    Metric(Count.BACKEND_DELETE_NS, "ns", "time these requests took, summed over all"),
+    Metric(Count.BACKEND_SENT_BYTES, "bytes", "object data sent to the backend"),
+    Metric(Count.BACKEND_CONFLICTS, "1", "changes the backend refused: the object was not what was expected"),
+    Metric(Count.STALL_SOME_NS, "ns", "time in which at least one request waited for the core"),
+    Metric(Count.STALL_FULL_NS, "ns", "time in which requests waited for the core and no front answered any other"),
+    Metric(
+        Count.WAIT_BACKEND_NS, "ns", "time requests waited for the store, summed over all that the core helped with"
+    ),
+    Metric(Count.WAIT_QUEUE_NS, "ns", "time they waited for their turn: memory, requests in flight, room in the cache"),
+    Metric(Count.WAIT_DISK_NS, "ns", "time they waited for the cache's disk"),
+    Metric(Count.WAIT_DAEMON_NS, "ns", "the rest of their time: the daemon itself, and processors that were busy"),
+    Metric(Count.SLOW_REQUESTS, "1", "requests that took `slow_request` or longer"),
+    Metric(Count.REFETCHED_BYTES, "bytes", "bytes fetched although they had been in the cache: evicted, or damaged"),
+)
+
+GAUGES: Final = (
+    Gauge("uptime", "s", "since the daemon was started; restarts of the core or of fronts do not count"),
+    Gauge("generation", "1", "1 and one more for each core that had to be replaced"),
+    Gauge("cache_cap", "bytes", "what the cache may occupy"),
+    Gauge("cache_used", "bytes", "what the cache occupies"),
+    Gauge("cache_large", "bytes", "of that: blocks of large files"),
+    Gauge("cache_small", "bytes", "of that: small files"),
+    Gauge("cache_index", "bytes", "of that: the index"),
+    Gauge("cache_disks_out", "1", "further cache directories that are out of service"),
+    Gauge("known_files", "1", "files the index knows"),
+    Gauge("known_bytes", "bytes", "their size, cached or not"),
+    Gauge("requests_in_flight", "1", "requests that wait for the core"),
+    Gauge("oldest_request_age", "s", "age of the oldest of them"),
+    Gauge("fill_memory_used", "bytes", "memory taken by fills under way"),
+    Gauge("staged", "bytes", "content written here that the store does not have yet"),
+    Gauge("uploads_queued", "1", "files that wait for their upload or are being uploaded"),
+    Gauge("fan_out_ratio", "1", "bytes handed to readers for each byte fetched; page cache hits are invisible"),
+    Gauge(
+        "requests_saved", "1", "requests that a client without a cache would have sent beyond those that were, at least"
+    ),
+    Gauge("cost_saved", "1", "their price, by the table of the setting `prices`"),
+    Gauge("cost_spent", "1", "the price of the requests that were sent and the bytes fetched"),
 )
 
 

@@ -8,7 +8,7 @@ import json
 import socket
 from dataclasses import dataclass
 
-from fanoutfs.errors import DaemonDiedError, FanoutError
+from fanoutfs.errors import DaemonDiedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +31,9 @@ def send_ready(channel: socket.socket) -> None:
     channel.send(json.dumps({"ready": True}).encode())
 
 
-def send_failed(channel: socket.socket, error: FanoutError) -> None:
+def send_failed(channel: socket.socket, exit_code: int, message: str) -> None:
     """Core: tell why there can be no mount."""
-    channel.send(json.dumps({"failed": error.exit_code, "message": str(error)}).encode())
+    channel.send(json.dumps({"failed": exit_code, "message": message}).encode())
 
 
 def receive_outcome(channel: socket.socket) -> Failure | None:

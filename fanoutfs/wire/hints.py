@@ -7,7 +7,7 @@ but speed and the freshness period.
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import Final
 
 # kind u8, padding, part u32, inode u64
@@ -17,6 +17,7 @@ HINTS_PER_PACKET: Final = 64
 PACKET_BYTES: Final = HINT_SIZE * HINTS_PER_PACKET
 
 
+@unique
 class HintKind(IntEnum):
     """Why the front writes."""
 
@@ -26,6 +27,10 @@ class HintKind(IntEnum):
     LISTED = 4  # the kernel was given the entries of `part` files, numbered from this inode on
     PUSH_AHEAD = 5  # core to pusher: this file will be read, the ones before it sooner
     PUSHED = 6  # pusher to core: `part` files, numbered from this inode on, are in the page cache
+    WRITTEN = 7  # this inode's staging file was written
+    ACCESS = 8  # a part of a large file was read, told while a trace is recorded
+    LEAVE_OUT = 9  # core to pusher: the READ of this file is waited for, as a sign of its reader
+    MADE = 10  # a front has made files by itself: which ones its ring tells (observe.spares)
 
 
 @dataclass(frozen=True, slots=True)

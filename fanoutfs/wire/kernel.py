@@ -4,7 +4,7 @@ Every process uses them.  All integers are in host byte order, every struct is p
 """
 
 import struct
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Final
 
 FUSE_KERNEL_VERSION: Final = 7
@@ -103,6 +103,29 @@ class InitFlag(IntEnum):
     HAS_RESEND = 1 << 39
 
 
+class SetattrValid(IntFlag):
+    """Bits of fuse_setattr_in.valid."""
+
+    MODE = 1 << 0
+    UID = 1 << 1
+    GID = 1 << 2
+    SIZE = 1 << 3
+    ATIME = 1 << 4
+    MTIME = 1 << 5
+    FH = 1 << 6
+    ATIME_NOW = 1 << 7
+    MTIME_NOW = 1 << 8
+    LOCKOWNER = 1 << 9
+    CTIME = 1 << 10
+    KILL_SUIDGID = 1 << 11
+
+
+WRITE_CACHE: Final = 1 << 0
+"""fuse_write_in.write_flags: pages written back later (mmap), nobody waits for the answer's size."""
+WRITE_KILL_SUIDGID: Final = 1 << 2
+"""fuse_write_in.write_flags: the writer may not keep set-user-ID and set-group-ID bits.  Set for every write of a
+process without CAP_FSETID, whatever the file's mode (fs/fuse/file.c of 6.18)."""
+
 UNIQUE_RESEND: Final = 1 << 63
 """Set by the kernel in `unique` of a request that NOTIFY_RESEND delivers again."""
 ROOT_NODEID: Final = 1
@@ -129,6 +152,29 @@ ENTRY_OUT_HEAD: Final = struct.Struct("<QQQQII")
 ATTR_OUT_HEAD: Final = struct.Struct("<QII")
 # fh, offset, size, read_flags, lock_owner, flags, padding: READ, READDIR and READDIRPLUS
 READ_IN: Final = struct.Struct("<QQIIQII")
+# fh, offset, size, write_flags, lock_owner, flags, padding; the data follow
+WRITE_IN: Final = struct.Struct("<QQIIQII")
+# size, padding
+WRITE_OUT: Final = struct.Struct("<II")
+# valid, padding, fh, size, lock_owner, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, unused, uid, gid,
+# unused
+SETATTR_IN: Final = struct.Struct("<IIQQQQQQIIIIIIII")
+# mode, rdev, umask, padding; the name and a NUL follow
+MKNOD_IN: Final = struct.Struct("<IIII")
+# fh, fsync_flags, padding: FSYNC and FSYNCDIR
+FSYNC_IN: Final = struct.Struct("<QII")
+# fh, offset, length, mode, padding
+FALLOCATE_IN: Final = struct.Struct("<QQQII")
+# fh, offset, whence, padding
+LSEEK_IN: Final = struct.Struct("<QQII")
+# offset
+LSEEK_OUT: Final = struct.Struct("<Q")
+# getattr_flags, dummy, fh
+GETATTR_IN: Final = struct.Struct("<IIQ")
+# size, padding; the name and a NUL follow.  LISTXATTR: without the name
+GETXATTR_IN: Final = struct.Struct("<II")
+# size, padding: how large the answer would be
+GETXATTR_OUT: Final = struct.Struct("<II")
 # blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, padding, spare[6]
 STATFS_OUT: Final = struct.Struct("<QQQQQIIII24x")
 # major, minor, max_readahead, flags, flags2, unused[11]
@@ -157,6 +203,14 @@ for _struct, _size in (
     (ENTRY_OUT_HEAD, ENTRY_OUT_SIZE - ATTR_SIZE),
     (ATTR_OUT_HEAD, 16),
     (READ_IN, 40),
+    (WRITE_IN, 40),
+    (MKNOD_IN, 16),
+    (WRITE_OUT, 8),
+    (SETATTR_IN, 88),
+    (FSYNC_IN, 16),
+    (FALLOCATE_IN, 32),
+    (LSEEK_IN, 24),
+    (GETATTR_IN, 16),
     (STATFS_OUT, 80),
     (INIT_IN, 64),
     (INIT_OUT, 64),

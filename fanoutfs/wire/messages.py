@@ -98,9 +98,9 @@ def encode_init_answer(unique: int, offer: KernelOffer, max_readahead: int) -> b
     return OUT_HEADER.pack(OUT_HEADER_SIZE + len(body), 0, unique) + body
 
 
-def encode_request(opcode: int, unique: int, nodeid: int, body: bytes) -> bytes:
-    """Return a request as the kernel would send it for uid 0, gid 0, pid 0 (INIT replay, tests)."""
-    return IN_HEADER.pack(IN_HEADER_SIZE + len(body), opcode, unique, nodeid, 0, 0, 0, 0, 0) + body
+def encode_request(opcode: int, unique: int, nodeid: int, body: bytes, pid: int = 0) -> bytes:
+    """Return a request as the kernel would send it for uid 0, gid 0 (what fronts ask for themselves, INIT, tests)."""
+    return IN_HEADER.pack(IN_HEADER_SIZE + len(body), opcode, unique, nodeid, 0, 0, pid, 0, 0) + body
 
 
 def encode_error(unique: int, errno_code: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Thin door to the benchmarks whose scripts install first: `bench.py epoch|training ARGUMENT...`."""
+"""Thin door to the benchmarks whose scripts install first: `bench.py epoch|training|write ARGUMENT...`."""
 
 import importlib
 import sys

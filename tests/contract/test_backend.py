@@ -14,8 +14,6 @@ from fanoutfs.backend.base import Backend
 from fanoutfs.backend.connect import open_backend, open_store
 from fanoutfs.backend.faulty import PASS, FaultyBackend
 from fanoutfs.backend.local import LocalBackend
-from fanoutfs.backend.measure import MeasuringBackend, ignore
-from fanoutfs.backend.retry import RetryingBackend, RetryPolicy
 from fanoutfs.backend.store import StoreBackend
 from fanoutfs.errors import (
     BucketMissingError,
@@ -25,7 +23,10 @@ from fanoutfs.errors import (
     VersionGoneError,
 )
 from fanoutfs.records import ListPage, Version
+from tests.contract.wrappers import WRAPPERS
+from tests.support import ranges
 from tests.support.processes import environment
+from tests.support.ranges import Get
 from tests.support.servers import Bucket, S3Server
 
 BODY = bytes(range(256)) * 40
@@ -82,14 +83,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         found = _bucket_place(request.getfixturevalue("bucket"), is_wrapped=kind != "weed")
     else:
         found = _memory_place()
-        if kind == "measure":
-            found.backend = MeasuringBackend(found.backend, ignore)
-        elif kind == "retry":
-            found.backend = RetryingBackend(found.backend, RetryPolicy(deadline_s=5))
-        elif kind == "faulty":
-            found.backend = FaultyBackend(found.backend)
+        if kind in WRAPPERS:
+            found.backend = WRAPPERS[kind](found.backend)
     yield found
     found.backend.close()
+
+
+@pytest.fixture(params=ranges.WAYS)
+def get(request: pytest.FixtureRequest) -> Get:
+    """Return one of the two ways to get a range."""
+    way: Get = request.param
+    return way
 
 
 def _version(place: Place, key: str) -> Version:
@@ -128,22 +132,22 @@ def test_head_and_listing_agree_on_the_version(place: Place) -> None:
     [(0, len(BODY)), (0, 1), (len(BODY) - 1, len(BODY)), (255, 513), (1, len(BODY) - 1), (7, 7)],
     ids=["whole", "first", "last", "inside", "all-but-ends", "nothing"],
 )
-def test_get_range_returns_exactly_the_range(place: Place, start: int, end: int) -> None:
+def test_get_range_returns_exactly_the_range(place: Place, get: Get, start: int, end: int) -> None:
     place.put("a", BODY)
-    body = place.backend.get_range(place.prefix + "a", start, end, _version(place, "a"))
+    body = get(place.backend, place.prefix + "a", start, end, _version(place, "a"))
     assert isinstance(body, memoryview)
     assert bytes(body) == BODY[start:end]
 
 
-def test_get_range_of_an_empty_object_returns_nothing(place: Place) -> None:
+def test_get_range_of_an_empty_object_returns_nothing(place: Place, get: Get) -> None:
     place.put("a", b"")
-    assert bytes(place.backend.get_range(place.prefix + "a", 0, 0, _version(place, "a"))) == b""
+    assert bytes(get(place.backend, place.prefix + "a", 0, 0, _version(place, "a"))) == b""
 
 
-def test_get_range_with_the_version_of_a_listing_works(place: Place) -> None:
+def test_get_range_with_the_version_of_a_listing_works(place: Place, get: Get) -> None:
     place.put("a", BODY)
     (info,) = [info for page in place.backend.list(place.prefix) for info in page.objects]
-    assert bytes(place.backend.get_range(info.key, 0, 3, info.version)) == BODY[:3]
+    assert bytes(get(place.backend, info.key, 0, 3, info.version)) == BODY[:3]
 
 
 @pytest.mark.parametrize(
@@ -152,29 +156,31 @@ def test_get_range_with_the_version_of_a_listing_works(place: Place) -> None:
 @pytest.mark.parametrize(
     ("start", "end"), [(0, 5), (len(BODY) - 5, len(BODY)), (3, 3)], ids=["begin", "end", "nothing"]
 )
-def test_get_range_after_overwrite_raises_version_gone(place: Place, new: bytes, start: int, end: int) -> None:
+def test_get_range_after_overwrite_raises_version_gone(
+    place: Place, get: Get, new: bytes, start: int, end: int
+) -> None:
     place.put("a", BODY)
     version = _version(place, "a")
     place.put("a", new)
     with pytest.raises(VersionGoneError):
-        place.backend.get_range(place.prefix + "a", start, end, version)
+        get(place.backend, place.prefix + "a", start, end, version)
 
 
-def test_get_range_of_the_new_version_after_overwrite_returns_it(place: Place) -> None:
+def test_get_range_of_the_new_version_after_overwrite_returns_it(place: Place, get: Get) -> None:
     place.put("a", BODY)
     old = _version(place, "a")
     place.put("a", BODY[::-1])
     with pytest.raises(VersionGoneError):
-        place.backend.get_range(place.prefix + "a", 0, 5, old)
-    assert bytes(place.backend.get_range(place.prefix + "a", 0, 5, _version(place, "a"))) == BODY[::-1][:5]
+        get(place.backend, place.prefix + "a", 0, 5, old)
+    assert bytes(get(place.backend, place.prefix + "a", 0, 5, _version(place, "a"))) == BODY[::-1][:5]
 
 
-def test_get_range_after_deletion_raises_object_missing(place: Place) -> None:
+def test_get_range_after_deletion_raises_object_missing(place: Place, get: Get) -> None:
     place.put("a", BODY)
     version = _version(place, "a")
     place.delete("a")
     with pytest.raises(ObjectMissingError):
-        place.backend.get_range(place.prefix + "a", 0, 5, version)
+        get(place.backend, place.prefix + "a", 0, 5, version)
 
 
 def test_list_of_nothing_yields_no_entry(place: Place) -> None:

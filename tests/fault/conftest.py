@@ -7,13 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import pytest
 
-from fanoutfs.config.schema import control_socket
-from fanoutfs.keeper.mountinfo import read_mounts
+from fanoutfs.config.directories import control_socket
+from fanoutfs.keeper.mountinfo import find_mount, read_mounts
 from tests.fault.children import Children
+from tests.fault.sickdisk import SIZE, Disk
 from tests.support.mounts import Mount, mounted, wait_until
+from tests.support.servers import Bucket
+
+_DISK_OPTIONS: Final = ("--free-space-floor", "16MiB", "--cache-size", "1GiB")
 
 Mounter = Callable[..., Mount]
 
@@ -98,6 +103,47 @@ def patched_mount(children: Children) -> Iterator[Mounter]:
             for mount in mounts:
                 print((mount.path.parent / "log").read_text(errors="replace")[-20_000:])
     check_nothing_left([mount.path.parent for mount in mounts], [mount.path for mount in mounts])
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path, children: Children) -> Iterator[Callable[..., Disk]]:
+    """A function that makes a disk; all are removed at the end, after whoever reads."""
+    disks: list[Disk] = []
+
+    def make(*options: str, size_bytes: int = SIZE, base: Path | None = None) -> Disk:
+        disks.append(Disk((base or tmp_path) / f"disk{len(disks)}", size_bytes, *options))
+        return disks[-1]
+
+    try:
+        yield make
+    finally:
+        children.end()
+        for disk in disks:
+            disk.remove()
+
+
+@pytest.fixture
+def mount_it(mount_of: Mounter, bucket: Bucket, children: Children) -> Iterator[Callable[..., Mount]]:
+    """A function that mounts the bucket with these disks; the first directory is the mount's own."""
+    mounts: list[Mount] = []
+
+    def mount(*disks: Disk | str, options: tuple[str, ...] = (), first: Path | None = None) -> Mount:
+        names = ":".join(each if isinstance(each, str) else str(each.cache) for each in disks)
+        further = ("--cache-disks", names) if names else ()
+        made = mount_of(
+            bucket.url, *further, *_DISK_OPTIONS, *options, endpoint=bucket.endpoint, env=bucket.env, start=False
+        )
+        if first is not None:
+            made.cache = first
+        mounts.append(made)
+        made.start()
+        return made
+
+    yield mount
+    children.end()
+    for made in mounts:  # before the disks go
+        if find_mount(made.path) is not None:
+            made.stop()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -96,6 +96,7 @@ def test_damaged_cache_file_is_noticed_and_fetched_again(
             restart_fronts(mount)
         forget_pages(path)
         assert children.start(read_digest, path).result() == expected, damage
+        mount.wait_for_fills()
         after = mount.counters()
         if damage == "replaced by a directory":
             continue  # it cannot be repaired, and every read goes through
@@ -134,6 +135,7 @@ def test_damaged_small_content_is_noticed_and_fetched_again(
     mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
     assert read_digest(mount.path / "small") == digest(SMALL)
     assert read_digest(mount.path / "other") == digest(content(3, 9 * KIB))
+    mount.wait_for_fills()
     ino = os.stat(mount.path / "small").st_ino
     checksum = xxhash.xxh3_64_intdigest(SMALL, ino).to_bytes(8, "little")
     for count, position in enumerate((0, 5 * KIB, len(SMALL) - 1, -1)):  # -1: the checksum beside the content's place
@@ -161,6 +163,7 @@ def test_damage_while_not_mounted_is_noticed(bucket: Bucket, mount_of: Mounter) 
     mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
     assert read_digest(mount.path / "large") == digest(LARGE)
     assert read_digest(mount.path / "small") == digest(SMALL)
+    mount.wait_for_fills()  # readers have the bytes before the disk and the index have them
     cached, store = cache_file(mount), segment_file(mount)
     mount.stop()
     flip(cached, 2 * MIB)

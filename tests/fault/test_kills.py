@@ -217,6 +217,7 @@ def test_keeper_killed_children_die_and_the_next_mount_takes_over(bucket: Bucket
     mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
     assert read_digest(mount.path / "large") == digest(large)
     assert read_digest(mount.path / "small") == digest(small)
+    mount.wait_for_fills()  # readers have the bytes before the index has them
     os.kill(status_of(mount)["keeper_pid"], signal.SIGKILL)
     wait_until(lambda: not processes_of(mount.path.parent), "every process is gone")
     result = run_command("status", str(mount.path))
@@ -241,7 +242,7 @@ def test_sigterm_during_fills_ends_in_order(
     children.start(os.listdir, mount.path / "d")
     wait_until(lambda: proxy.stats()["under_way"] >= 3, "two fills and a listing are in progress")
     os.kill(status_of(mount)["keeper_pid"], signal.SIGTERM)
-    wait_until(lambda: not processes_of(mount.path.parent), "the daemon has ended", 10)
+    wait_until(lambda: not processes_of(mount.path.parent), "the daemon has ended")
     assert find_mount(mount.path) is None
     # In order means by itself: a core that had to be killed after its grace time never says so.
     assert "core ends" in mount.log()

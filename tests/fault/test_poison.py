@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fanoutfs.records import KIB, MIB
-from tests.fault.children import Children, content, digest, read_digest, read_errno
+from tests.fault.children import Child, Children, content, digest, read_digest, read_errno
 from tests.fault.conftest import Mounter
 from tests.fault.test_kills import status_of, wait_for_core
-from tests.support.mounts import wait_until
+from tests.support.mounts import Mount, wait_until
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket
 
@@ -81,8 +81,8 @@ def test_poison_among_hundreds_in_flight_is_the_only_one_to_fail(
     proxy.fault("stall", match="file", count=10_000, method="GET")
     innocents = children.start(read_pages, mount.path / "file", pages)
     wait_until(lambda: status_of(mount)["in_flight"]["requests"] >= pages, "all pages are asked for")
-    guilty = children.start(read_errno, mount.path / "d/poison")
     core = status_of(mount)["core_pid"]
+    guilty = children.start(read_errno, mount.path / "d/poison")
     wait_for_core(mount, core)
     proxy.clear()
     assert guilty.result() == errno.EIO
@@ -92,18 +92,31 @@ def test_poison_among_hundreds_in_flight_is_the_only_one_to_fail(
     assert 2 <= counters["restarts_core"] <= MOST_RESTARTS
 
 
+def innocent(index: int) -> bytes:
+    return content(index, 3 * KIB)
+
+
+def stalled_innocents(bucket: Bucket, proxy: Proxy, mount: Mount, children: Children) -> list[Child]:
+    """Return readers of small files that are in flight for as long as the store stalls; `d/poison` is there, too."""
+    for index in range(INNOCENTS):
+        bucket.put(f"file{index}", innocent(index))
+    bucket.put("d/poison", b"p")
+    os.listdir(mount.path)
+    proxy.fault("stall", match="file", count=10_000, method="GET")
+    innocents = [children.start(read_digest, mount.path / f"file{index}") for index in range(INNOCENTS)]
+    wait_until(lambda: proxy.stats()["under_way"] >= INNOCENTS, "innocents are in flight")
+    return innocents
+
+
+def assert_innocents_succeed(children: Children, innocents: list[Child]) -> None:
+    assert children.results(innocents) == [digest(innocent(index)) for index in range(INNOCENTS)]
+
+
 def test_innocents_that_survived_a_kill_are_not_blamed_for_a_later_poison(
     bucket: Bucket, proxy: Proxy, patched_mount: Mounter, children: Children
 ) -> None:
-    bodies = {f"file{index}": content(index, 3 * KIB) for index in range(INNOCENTS)}
-    for name, body in bodies.items():
-        bucket.put(name, body)
-    bucket.put("d/poison", b"p")
     mount = patched_mount(bucket.url, patches="poison_lookup", endpoint=proxy.endpoint, env=bucket.env)
-    os.listdir(mount.path)
-    proxy.fault("stall", match="file", count=10_000, method="GET")
-    innocents = [children.start(read_digest, mount.path / name) for name in bodies]
-    wait_until(lambda: proxy.stats()["under_way"] >= INNOCENTS, "innocents are in flight")
+    innocents = stalled_innocents(bucket, proxy, mount, children)
     for _ in range(4):
         core = status_of(mount)["core_pid"]
         os.kill(core, signal.SIGKILL)
@@ -111,25 +124,22 @@ def test_innocents_that_survived_a_kill_are_not_blamed_for_a_later_poison(
     wait_until(lambda: proxy.stats()["under_way"] >= 1, "innocents are in flight again")
     assert children.start(read_errno, mount.path / "d/poison").result() == errno.EIO
     proxy.clear()
-    assert children.results(innocents) == [digest(body) for body in bodies.values()]
+    assert_innocents_succeed(children, innocents)
     assert mount.counters()["poison_requests"] == 1
 
 
 def test_front_killed_with_the_answer_to_a_suspect_does_not_block_other_suspects(
     bucket: Bucket, proxy: Proxy, patched_mount: Mounter, children: Children
 ) -> None:
-    bodies = {f"file{index}": content(index, 3 * KIB) for index in range(INNOCENTS)}
-    for name, body in bodies.items():
-        bucket.put(name, body)
-    bucket.put("d/poison", b"p")
     patches = "poison_lookup,front_dies_with_suspect"
     mount = patched_mount(bucket.url, patches=patches, endpoint=proxy.endpoint, env=bucket.env)
-    os.listdir(mount.path)
-    proxy.set_latency(300)
-    innocents = [children.start(read_digest, mount.path / name) for name in bodies]
-    wait_until(lambda: proxy.stats()["under_way"] >= INNOCENTS, "innocents are in flight")
-    assert children.start(read_errno, mount.path / "d/poison").result() == errno.EIO
-    assert children.results(innocents) == [digest(body) for body in bodies.values()]
+    innocents = stalled_innocents(bucket, proxy, mount, children)
+    core = status_of(mount)["core_pid"]
+    guilty = children.start(read_errno, mount.path / "d/poison")
+    wait_for_core(mount, core)
+    proxy.clear()
+    assert guilty.result() == errno.EIO
+    assert_innocents_succeed(children, innocents)
     assert (mount.path.parent / "died").exists(), "the fault was never met"
     assert mount.counters()["poison_requests"] == 1
 

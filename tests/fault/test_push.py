@@ -83,7 +83,9 @@ def test_pushes_changes_and_evictions_under_readers_give_right_bytes_and_no_dead
     for number in range(FILES):
         put(source / "d" / f"{number:04d}", number, 1)
     # The small store holds about two thirds of the files: there are always fills and evictions.
-    mount = mount_of(f"file://{source}", "--cache-size", "16MiB", "--metadata-ttl", "1s", "--free-space-floor", "0")
+    mount = mount_of(
+        f"file://{source}", "--read-only", "--cache-size", "16MiB", "--metadata-ttl", "1s", "--free-space-floor", "0"
+    )
     board = mmap.mmap(-1, 1 << 16)
     for number in range(FILES):
         struct.pack_into("<Q", board, 8 + 8 * (READERS + number), 1)
@@ -126,7 +128,7 @@ def cached_directory(tmp_path: Path, mount_of: Mounter, files: int, size_bytes: 
     (source / "d").mkdir(parents=True)
     for number in range(files):
         (source / "d" / f"{number:05d}").write_bytes(content(number, size_bytes))
-    mount = mount_of(f"file://{source}", "--metadata-ttl", "indefinite")
+    mount = mount_of(f"file://{source}", "--read-only", "--metadata-ttl", "indefinite")
     read_directory(mount.path / "d", files, size_bytes)
     mount.stop()
     mount.start()

@@ -18,6 +18,7 @@ import pytest
 from fanoutfs.records import KIB, MIB
 from tests.fault.children import Children, content, digest, read_digest
 from tests.fault.conftest import Mounter
+from tests.fault.disks import sized_disk
 from tests.fault.test_kills import forget_pages
 from tests.support.mounts import Mount
 from tests.support.servers import Bucket
@@ -39,7 +40,14 @@ def watch_free(root: Path, stop: mmap.mmap) -> tuple[int, int]:
     """Return (fewest free bytes ever seen, number of looks) until told to stop."""
     fewest, looks = 1 << 62, 0
     while not stop[0]:
-        fewest = min(fewest, free_bytes(root))
+        found = free_bytes(root)
+        if found < fewest:
+            # ext4 subtracts blocks that are just being allocated for written pages twice, for some microseconds
+            # (ext4_statfs adds two counters up; 4 MiB written and punched in a loop showed 6 in 31 of 625,000 looks).
+            # What is really on the disk is still there a moment later: a hole takes longer to be punched.
+            time.sleep(0.0003)
+            found = max(found, free_bytes(root))
+        fewest = min(fewest, found)
         looks += 1
         time.sleep(0.0005)  # the readers need the processors
     return fewest, looks
@@ -149,17 +157,9 @@ def test_cap_below_one_part_reads_go_through(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An ext4 of 64 MiB."""
-    image, path = tmp_path / "image", tmp_path / "disk"
-    with image.open("wb") as stream:
-        stream.truncate(64 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", image], check=True)
-    path.mkdir()
-    subprocess.run(["mount", "-o", "loop", image, path], check=True)
-    try:
-        path.chmod(0o700)
+    """An ext4 of 64 MiB, which nobody uses any more at the end."""
+    with sized_disk(tmp_path, 64 * MIB) as path:
         yield path
-    finally:
         subprocess.run(["umount", path], check=True)
 
 

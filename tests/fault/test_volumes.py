@@ -89,6 +89,7 @@ def test_broken_index_is_rebuilt_and_old_content_never_shows(breakage: str, buck
     # met only now; who asks on the control socket is told so, who reads is not.
     wait_until(lambda: can_invalidate(mount), "the mount can list anew")
     check_all(mount, expected)
+    mount.wait_for_fills()  # readers have the bytes before the index has them, and the end waits for no fill
     mount.stop()
     mount.start()
     check_all(mount, expected)
@@ -108,6 +109,7 @@ def test_broken_small_store_is_rebuilt(breakage: str, file: str, bucket: Bucket,
     mount.start()
     check_all(mount, expected)
     for _ in range(2):  # what was still good in the old store may be fetched once more
+        mount.wait_for_fills()
         mount.stop()
         mount.start()
         check_all(mount, expected)
@@ -120,6 +122,7 @@ def test_index_of_a_newer_format_is_refused_and_left_alone(bucket: Bucket, mount
     mount.start()
     check_all(mount, expected)
     volume = mount.volume()
+    mount.wait_for_fills()
     mount.stop()
     with lmdb.open(str(volume / "index.lmdb"), subdir=False, max_dbs=8, map_size=1 << 30, lib_version=0) as env:
         settings = env.open_db(b"settings")
@@ -209,6 +212,7 @@ def test_files_that_the_index_does_not_know_are_collected_at_start(bucket: Bucke
     wait_until(lambda: not stray.exists(), "the stray file is gone")
     wait_until(lambda: torn.stat().st_blocks * 512 <= cached_bytes, "the stray bytes are gone")
     assert read_digest(mount.path / "partly") == digest(content(77, 20 * MIB))
+    mount.wait_for_fills()
     before = mount.counters()["backend_gets"]
     check_all(mount, {**expected, "partly": digest(content(77, 20 * MIB))})
     assert mount.counters()["backend_gets"] == before
@@ -221,6 +225,7 @@ def test_second_daemon_on_the_same_cache_is_refused_and_touches_nothing(
     expected = fill_cache(bucket, mount, 0)
     mount.start()
     check_all(mount, expected)
+    mount.wait_for_fills()  # a reader is answered before its bytes are written to the cache
     other = mount.path.parent / "other"
     other.mkdir()
 

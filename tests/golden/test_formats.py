@@ -17,6 +17,7 @@ from fanoutfs.index.format import (
     FLAG_LISTED,
     FORMAT_VERSION,
     INO_KEY,
+    PART_HEAD,
     PART_KEY,
     PART_VALUE,
     TOTALS,
@@ -68,9 +69,11 @@ DIRECTORY_RECORD = (
 
 
 def test_constants_that_shape_the_files() -> None:
-    assert FORMAT_VERSION == 1
+    assert FORMAT_VERSION == 2
     assert (BLOCK_BYTES, PART_BLOCKS) == (262_144, 32)
-    assert DATABASES == (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+    assert DATABASES[:5] == (b"settings", b"entries", b"inodes", b"blocks", b"orphans")
+    assert DATABASES[13:] == (b"accessed", b"stored")
+    assert DATABASES[5:13] == (b"names", b"targets", b"xattrs", b"dirty", b"staged", b"local", b"departed", b"applied")
 
 
 def test_file_record() -> None:
@@ -100,10 +103,16 @@ def test_part_map() -> None:
     assert value.hex() == "0100008000000000" + "".join(f"{n:02x}00000000000000" for n in range(1, 33))
 
 
+def test_part_map_on_a_further_disk() -> None:
+    value = PART_VALUE.pack(1, 0x0203, *range(1, 33))
+    assert value.hex().startswith("01000000030200000100000000000000")
+    assert PART_HEAD.unpack_from(value) == (1, 0x0203)
+
+
 def test_settings() -> None:
     assert OWNER.pack().hex() == "e8030000e9030000a0010000e80100000000020000000000"
     assert TOTALS.pack(3, 5).hex() == "03000000000000000500000000000000"
-    assert U64.pack(FORMAT_VERSION).hex() == "0100000000000000"
+    assert U64.pack(FORMAT_VERSION).hex() == "0200000000000000"
 
 
 def test_import_progress() -> None:

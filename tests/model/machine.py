@@ -21,6 +21,7 @@ from fanoutfs.records import BLOCK_BYTES, KIB, MIB, PART_BYTES
 from tests.model.consistency import check_index
 from tests.model.reference import DIRECTORY, Put, Reference, State, ancestors, children, state_of
 from tests.model.sources import Source
+from tests.support.caches import drop_clean_caches
 from tests.support.mounts import Mount, wait_until
 
 KEYS: Final = ("a", "b", "c", "a/x", "b/x/y", "d/a", "d/b", "d/c", "d/e/a", "d/e/b", "e/a", "e/b")
@@ -307,7 +308,7 @@ class ReadsMachine(RuleBasedStateMachine):
             forget_pages(self.path(path))
 
     def drop_caches(self) -> None:
-        Path("/proc/sys/vm/drop_caches").write_text("3\n", encoding="ascii")
+        drop_clean_caches()
 
     def remount(self) -> None:
         self._close_all()

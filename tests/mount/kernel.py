@@ -183,8 +183,8 @@ def read_all(path: Path, chunk: int = 1 << 20) -> bytes:
 
 
 @contextlib.contextmanager
-def mounted_bucket(bucket: Bucket, *options: str, endpoint: str = "") -> Iterator[Mount]:
-    """Mount a bucket of the tests whose names never age: only `invalidate` lists again."""
-    options = ("--metadata-ttl", "indefinite", *options)
-    with mounted(bucket.url, "--endpoint-url", endpoint or bucket.endpoint, *options, env=bucket.env) as mount:
+def mounted_bucket(bucket: Bucket, *options: str, endpoint: str = "", patch: str = "") -> Iterator[Mount]:
+    """Mount a bucket of the tests whose names never age: only `invalidate` lists again.  patch: see PatchedMount."""
+    options = ("--endpoint-url", endpoint or bucket.endpoint, "--metadata-ttl", "indefinite", *options)
+    with mounted(bucket.url, *options, env=bucket.env, patch=patch) as mount:
         yield mount

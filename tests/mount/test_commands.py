@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fanoutfs.config.schema import control_socket
+from fanoutfs.config.directories import control_socket
 from fanoutfs.errors import (
     BucketMissingError,
     CacheInUseError,
@@ -28,7 +28,8 @@ from fanoutfs.errors import (
 )
 from fanoutfs.keeper.mountinfo import find_mount
 from tests.mount import kernel
-from tests.support.mounts import COMMAND, Mount, drop_page_cache, mounted, run_command, wait_until
+from tests.support.caches import drop_page_cache
+from tests.support.mounts import COMMAND, Mount, mounted, run_command, wait_until
 from tests.support.processes import free_ports
 from tests.support.servers import Bucket
 
@@ -397,3 +398,30 @@ def test_foreground_mount_ends_with_its_mount(base: Path) -> None:
         daemon.kill()
         daemon.wait()
     _assert_nothing_left(base)
+
+
+def test_mount_from_a_file_with_a_variable_and_a_flag_above_it(base: Path) -> None:
+    config = base / "data.toml"
+    config.write_text(
+        f'source = "memory://files"\nmountpoint = "{base}/mnt"\ncache_dir = "{base}/cache"\nprofile = "training"\n'
+        'cache_size = "1GiB"\nfronts = 3\n'
+    )
+    above = {"FANOUTFS_CACHE_SIZE": "2GiB"}
+    result = run_command("mount", "--config", str(config), "--fronts", "1", env=above)
+    assert (result.returncode, result.stderr) == (0, "")
+    status = Mount("memory://files", base / "mnt", base / "cache").status()
+    assert (status["cache"]["cap_bytes"], len(status["front_pids"])) == (2 << 30, 1)
+    info = find_mount(base / "mnt")
+    assert info is not None
+    assert "ro" in info.options
+    assert run_command("umount", str(base / "mnt")).returncode == 0
+    _assert_nothing_left(base)
+
+
+def test_mount_from_a_wrong_file_names_the_line_and_leaves_nothing(base: Path) -> None:
+    config = base / "data.toml"
+    config.write_text(f'source = "memory://files"\nmountpoint = "{base}/mnt"\ncach_size = "1GiB"\n')
+    result = run_command("mount", "--config", str(config))
+    assert result.returncode == UsageError.exit_code
+    assert result.stderr == f"fanoutfs: {config}:3: unknown key cach_size: did you mean cache_size?\n"
+    assert not (base / "cache").exists()

@@ -11,7 +11,8 @@ import pytest
 
 from fanoutfs.records import BLOCK_BYTES, KIB, MIB, PART_BYTES
 from tests.mount import kernel
-from tests.support.mounts import Mount, drop_page_cache, mounted
+from tests.support.caches import drop_page_cache
+from tests.support.mounts import Mount, mounted
 from tests.support.servers import S3Server
 
 SEED = 20_260_731

@@ -12,7 +12,8 @@ import pytest
 
 from fanoutfs.bench.fio import CONTROLS, GOOD, JOBS, FioError, lay_out, run_job
 from tests.mount import kernel
-from tests.support.mounts import Mount, drop_page_cache
+from tests.support.caches import drop_page_cache
+from tests.support.mounts import Mount
 from tests.support.servers import S3Server
 
 SIZE_MIB = 8

@@ -12,7 +12,8 @@ import pytest
 
 from fanoutfs.records import BLOCK_BYTES, MIB, PART_BYTES
 from tests.mount import kernel
-from tests.support.mounts import Mount, drop_page_cache, mounted, wait_until
+from tests.support.caches import drop_page_cache
+from tests.support.mounts import Mount, mounted, wait_until
 from tests.support.servers import Bucket
 
 

@@ -5,6 +5,7 @@ have 0600), and the interpreter of the tests can be reached although /root is cl
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def test_ordinary_user_mounts_reads_and_unmounts(base: Path, bucket: Bucket) -> 
     done = _as_nobody(
         base,
         """
-        fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT"
+        fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT" --read-only
         id -u
         stat -c '%u %g %a' mnt/directory/file
         cat mnt/directory/file; echo
@@ -186,3 +187,21 @@ def test_cache_of_another_user_is_refused(base: Path, bucket: Bucket) -> None:
     )
     assert done.stdout == "code 16\n"
     assert "belongs to uid 0" in done.stderr
+
+
+@pytest.mark.usefixtures("steady_caches")
+def test_ordinary_user_measures_the_own_mount_with_its_counters(base: Path, bucket: Bucket) -> None:
+    done = _as_nobody(
+        base,
+        """
+        fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT"
+        fanoutfs bench storm mnt --size 2MiB --processes 2 --seconds 100ms --runs 1 2>/dev/null
+        ls -A mnt | wc -l
+        fanoutfs umount mnt
+        """,
+        bucket,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"from the store +MiB +2$", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"messages to the daemon +0$", done.stdout, re.MULTILINE), done.stdout
+    assert done.stdout.endswith("\n0\n")

@@ -6,48 +6,23 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import fanoutfs
-from fanoutfs.errors import DaemonDiedError, UsageError
-from tests.support.mounts import Mount, mounted, run_command, wait_until
+from fanoutfs.errors import NotMountedError, UsageError
+from tests.mount.photos import FILES, WINDOW_FILES, content_of, gets, mounted_photos, name_of, put_photos
+from tests.support.mounts import Mount, run_command, wait_until
 from tests.support.proxy_client import Proxy
-from tests.support.servers import REGION, Bucket
-
-FILES = 300
-SIZE = 4096
-WINDOW_FILES = 20
-
-
-def name_of(index: int) -> str:
-    return f"train/{index:05d}.jpg"
-
-
-def content_of(index: int) -> bytes:
-    return index.to_bytes(8, "little") * (SIZE // 8)
+from tests.support.servers import Bucket
 
 
 @pytest.fixture
-def photos(bucket: Bucket) -> Bucket:
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda index: bucket.put(name_of(index), content_of(index)), range(FILES)))
-    return bucket
-
-
-@pytest.fixture
-def mount(photos: Bucket, proxy: Proxy) -> Iterator[Mount]:
-    options = ("--endpoint-url", proxy.endpoint, "--region", REGION, "--metadata-ttl", "indefinite")
-    window = ("--plan-window", f"{WINDOW_FILES * SIZE}B")
-    with mounted(photos.url, *options, *window, env=photos.env) as mount:
+def mount(bucket: Bucket, proxy: Proxy) -> Iterator[Mount]:
+    put_photos(bucket)
+    with mounted_photos(bucket, proxy) as mount:
         yield mount
-
-
-def gets(proxy: Proxy) -> Counter[str]:
-    """Return how often each object was fetched."""
-    return Counter(request.path.rpartition("/")[2] for request in proxy.requests("train/", "GET") if request.range)
 
 
 def read_all(mount: Mount, order: list[int], readers: int = 4) -> None:
@@ -160,7 +135,7 @@ def test_command_that_announces_nothing_known_fails(mount: Mount, tmp_path: Path
 
 
 def test_announcing_outside_of_a_mount_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DaemonDiedError, match="cannot be reached"):
+    with pytest.raises(NotMountedError, match="lies in no fanoutfs mount"):
         fanoutfs.announce([tmp_path / "file"])
     with pytest.raises(UsageError):
         fanoutfs.announce([])

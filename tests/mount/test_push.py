@@ -17,6 +17,8 @@ from tests.mount import kernel
 from tests.perf.counting import counted
 from tests.support.mounts import Mount, mounted, wait_until
 
+pytestmark = pytest.mark.usefixtures("steady_caches")
+
 FILES = 600
 FEW_SENTINELS = FILES // 20
 
@@ -31,7 +33,7 @@ class Place:
 
     def start(self, *options: str) -> Mount:
         """Mount again with a kernel that knows nothing, and have it learn that there are no opens."""
-        self.mount.options = ("--metadata-ttl", "indefinite", *options)
+        self.mount.options = ("--read-only", "--metadata-ttl", "indefinite", *options)
         self.mount.start()
         kernel.read_all(self.mount.path / "learn")
         return self.mount
@@ -50,7 +52,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     (tmp_path / "learn").touch()
     for name, body in contents.items():
         (tmp_path / "d" / name).write_bytes(body)
-    with mounted(f"file://{tmp_path}", "--metadata-ttl", "indefinite", "--push-memory", "0") as mount:
+    with mounted(f"file://{tmp_path}", "--read-only", "--metadata-ttl", "indefinite", "--push-memory", "0") as mount:
         place = Place(mount, tmp_path, contents)
         os.listdir(mount.path / "d")
         place.read_all()

@@ -6,52 +6,30 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import fanoutfs
 from tests.mount import kernel
+from tests.mount.photos import FILES, SIZE, WINDOW_FILES, content_of, gets, mounted_photos, name_of, put_photos
 from tests.perf.counting import counted
-from tests.support.mounts import Mount, mounted, wait_until
+from tests.support.mounts import Mount, wait_until
 from tests.support.proxy_client import Proxy
-from tests.support.servers import REGION, Bucket
+from tests.support.servers import Bucket
 
-FILES = 300
-SIZE = 4096
-WINDOW_FILES = 20
+pytestmark = pytest.mark.usefixtures("steady_caches")
+
 LEFT_OUT = 6
 """One file in so many is left out of the push: the first that makes more than a quarter of the window."""
 
 
-def name_of(index: int) -> str:
-    return f"train/{index:05d}.jpg"
-
-
-def content_of(index: int) -> bytes:
-    return index.to_bytes(8, "little") * (SIZE // 8)
-
-
 @pytest.fixture
-def photos(bucket: Bucket) -> Bucket:
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda index: bucket.put(name_of(index), content_of(index)), range(FILES)))
+def mount(bucket: Bucket, proxy: Proxy) -> Iterator[Mount]:
+    put_photos(bucket)
     bucket.put("learn", b"")
-    return bucket
-
-
-@pytest.fixture
-def mount(photos: Bucket, proxy: Proxy) -> Iterator[Mount]:
-    options = ("--endpoint-url", proxy.endpoint, "--region", REGION, "--metadata-ttl", "indefinite")
-    window = ("--plan-window", f"{WINDOW_FILES * SIZE}B")
-    with mounted(photos.url, *options, *window, env=photos.env) as mount:
+    with mounted_photos(bucket, proxy, "--read-only") as mount:
         kernel.read_all(mount.path / "learn")  # the kernel learns that there are no opens
         yield mount
-
-
-def gets(proxy: Proxy) -> Counter[str]:
-    """Return how often each object was fetched."""
-    return Counter(request.path.rpartition("train/")[2] for request in proxy.requests("train/", "GET") if request.range)
 
 
 def read(mount: Mount, index: int) -> bool:
@@ -62,10 +40,13 @@ def read(mount: Mount, index: int) -> bool:
     return bool(used)
 
 
-def looked_at(mount: Mount) -> int:
-    """Return how many files the pusher has pushed or left out; fronts verify what they answer READs with, too."""
+def window(mount: Mount) -> tuple[int, int, int]:
+    """Return (position of the plan, end of what it fetched, how many files were pushed or left out by the pusher)."""
+    (plan,) = mount.status()["plans"]
     counters = mount.counters()
-    return counters["blocks_verified"] - counters.get("messages_read_answered", 0)
+    # Fronts verify what they answer READs with, too.
+    looked_at = counters["blocks_verified"] - counters.get("messages_read_answered", 0)
+    return plan["position"], plan["fetched"], looked_at
 
 
 def test_plan_window_moves_on_while_the_page_cache_answers(mount: Mount, proxy: Proxy) -> None:
@@ -76,13 +57,12 @@ def test_plan_window_moves_on_while_the_page_cache_answers(mount: Mount, proxy: 
     for step, index in enumerate(order):
         edge = min(position + WINDOW_FILES, len(order))
 
-        def is_window_pushed(position: int = position, edge: int = edge) -> bool:
-            (plan,) = mount.status()["plans"]
-            return (plan["position"], plan["fetched"]) == (position, edge) and looked_at(
-                mount
-            ) == edge - edge // LEFT_OUT
+        pushed = (position, edge, edge - edge // LEFT_OUT)
 
-        wait_until(is_window_pushed, f"the window behind {position} is pushed, before {step} is read")
+        def has_reached(pushed: tuple[int, int, int] = pushed) -> bool:
+            return window(mount) == pushed
+
+        wait_until(has_reached, lambda: f"before {step} is read, {pushed} is pushed, not {window(mount)}")
         if read(mount, index):
             position = step + 1
             reads += 1

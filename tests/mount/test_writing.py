@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.mount import kernel
-from tests.support.mounts import Mount, drop_page_cache
+from tests.support.caches import drop_page_cache
+from tests.support.mounts import Mount
 from tests.support.servers import Bucket, S3Server
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB: a large file
@@ -56,7 +57,7 @@ def _place(weed: S3Server) -> Iterator[Place]:
     bucket = weed.bucket()
     bucket.put("directory/large", CONTENT)
     bucket.put("directory/small", SMALL)
-    with kernel.mounted_bucket(bucket) as mount:
+    with kernel.mounted_bucket(bucket, "--read-only") as mount:
         yield Place(mount, bucket)
 
 

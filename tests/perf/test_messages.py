@@ -1,6 +1,7 @@
-"""Messages per operation, as exact numbers.
+"""Messages per operation on a read-only mount, as exact numbers.
 
 What costs nothing: open, close, stat, absent names, listings, locks and reads of what the kernel has seen once.
+A read-write mount pays one GETATTR more after a READ, because of the time of access.
 """
 
 import fcntl
@@ -15,8 +16,11 @@ import pytest
 from fanoutfs.records import KIB, MIB
 from tests.mount import kernel
 from tests.perf.counting import counted
-from tests.support.mounts import Mount, drop_page_cache
+from tests.support.caches import drop_page_cache
+from tests.support.mounts import Mount, wait_until
 from tests.support.servers import S3Server
+
+pytestmark = pytest.mark.usefixtures("steady_caches")
 
 NAMES = [f"{number:03d}" for number in range(100)]
 
@@ -33,11 +37,16 @@ def mount(weed: S3Server) -> Iterator[Mount]:
     bucket.put("large/4MiB", os.urandom(4 * MIB))
     bucket.put("large/other", os.urandom(4 * MIB))
     bucket.put("learn", b"")
-    with kernel.mounted_bucket(bucket) as mounted:
+    with kernel.mounted_bucket(bucket, "--read-only") as mounted:
         kernel.read_all(mounted.path / "learn")
         for name in ("", "directory", "alone", "small", "large"):
             os.listdir(mounted.path / name)
         yield mounted
+
+
+def without_forgets(messages: dict[str, int]) -> dict[str, int]:
+    """Leave out what the kernel sends when it likes and nobody waits for."""
+    return {name: count for name, count in messages.items() if name not in ("forget_answered", "batch_forget_answered")}
 
 
 # --- open, read, close -----------------------------------------------------------------------------------------
@@ -47,7 +56,7 @@ def test_first_open_and_close_of_a_mount_cost_one_message_each_and_never_again(w
     bucket = weed.bucket()
     bucket.put("a", b"")
     bucket.put("b", b"")
-    with kernel.mounted_bucket(bucket) as mount:
+    with kernel.mounted_bucket(bucket, "--read-only") as mount:
         with counted(mount) as first:
             assert sorted(os.listdir(mount.path)) == ["a", "b"]
         assert first == {"opendir_answered": 1, "readdirplus_relayed": 1, "readdirplus_answered": 2}
@@ -170,7 +179,7 @@ def test_first_listing_costs_one_list_and_two_readdirplus(weed: S3Server) -> Non
     bucket = weed.bucket()
     for name in NAMES:
         bucket.put(f"directory/{name}", b"")
-    with kernel.mounted_bucket(bucket) as mount:
+    with kernel.mounted_bucket(bucket, "--read-only") as mount:
         os.listdir(mount.path)
         with counted(mount) as listing:
             subprocess.run(["ls", "-f", mount.path / "directory"], check=True, stdout=subprocess.DEVNULL)
@@ -191,12 +200,15 @@ def test_first_name_below_a_directory_never_listed_costs_one_list(weed: S3Server
     bucket = weed.bucket()
     for name in ("a", "b"):
         bucket.put(f"directory/{name}", b"")
-    with kernel.mounted_bucket(bucket) as mount:
+    with kernel.mounted_bucket(bucket, "--read-only") as mount:
         os.listdir(mount.path)
+        listings = mount.counters()["listings"]
         with counted(mount) as first:
             os.stat(mount.path / "directory/a")
         assert first == {"lookup_relayed": 1}
         assert first.backend == {"lists": 1}
+        # The first name was answered when its page was entered; the listing ends a commit later.
+        wait_until(lambda: mount.counters()["listings"] == listings + 1, "the directory is listed")
         with counted(mount) as second:
             os.stat(mount.path / "directory/b")
         assert second == {"lookup_answered": 1}
@@ -209,9 +221,7 @@ def test_after_the_kernel_forgot_everything_each_name_costs_one_lookup_and_no_ba
     with counted(mount) as stats:
         for name in NAMES[:10]:
             os.stat(mount.path / "directory" / name)
-    stats.pop("forget_answered", None)
-    stats.pop("batch_forget_answered", None)
-    assert stats == {"lookup_answered": 11}
+    assert without_forgets(stats) == {"lookup_answered": 11}
     assert stats.backend == {}
 
 
@@ -280,7 +290,7 @@ def test_one_changed_name_costs_one_lookup_and_the_attributes_of_its_directory(w
     bucket = weed.bucket()
     for name in NAMES:
         bucket.put(f"directory/{name}", b"old")
-    with kernel.mounted_bucket(bucket) as mount:
+    with kernel.mounted_bucket(bucket, "--read-only") as mount:
         for name in NAMES:
             os.stat(mount.path / "directory" / name)
         bucket.put(f"directory/{NAMES[7]}", b"changed")
@@ -288,4 +298,5 @@ def test_one_changed_name_costs_one_lookup_and_the_attributes_of_its_directory(w
         with counted(mount) as stats:
             sizes = [(mount.path / "directory" / name).stat().st_size for name in NAMES]
         assert sizes == [7 if name == NAMES[7] else 3 for name in NAMES]
-        assert stats == {"lookup_answered": 1, "getattr_answered": 1}
+        # The FORGET of the old inode is on its way since the name was dropped, and may arrive only now.
+        assert without_forgets(stats) == {"lookup_answered": 1, "getattr_answered": 1}

@@ -15,6 +15,8 @@ from tests.support.mounts import Mount, mounted
 from tests.support.proxy_client import Proxy, Request, running_proxy
 from tests.support.servers import Bucket, S3Server
 
+pytestmark = pytest.mark.usefixtures("steady_caches")
+
 FILES = 300
 LARGE_BYTES = 64 * MIB
 PROBE = ".fanoutfs-probe"
@@ -113,6 +115,7 @@ def test_killed_daemon_loses_nothing_of_the_cache(place: Place, witness: Proxy) 
     options = ("--endpoint-url", witness.endpoint, "--metadata-ttl", "indefinite")
     with mounted(place.bucket.url, *options, env=place.bucket.env) as mount:
         _assert_all_right(mount, place.contents)
+        mount.wait_for_fills()  # a reader is answered before its bytes are written to the cache
         mount.kill_everything()
         before = len(witness.requests())
         mount.start()

@@ -1,4 +1,7 @@
-"""Fixtures over the servers; tests/conftest.py imports them: `from tests.support.fixtures import *`."""
+"""Fixtures over the servers; tests/conftest.py imports them: `from tests.support.fixtures import *`.
+
+A session is one process of the tests: each worker of pytest-xdist has servers of its own.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,11 +11,14 @@ import pytest
 
 from fanoutfs.backend.base import Backend
 from fanoutfs.backend.connect import open_store
+from tests.support import caches
 from tests.support.processes import environment
 from tests.support.proxy_client import Proxy, running_proxy
 from tests.support.servers import Bucket, S3Server, running_moto, running_weed
 
-__all__ = ["bucket", "moto", "moto_bucket", "moto_proxy", "open_bucket", "proxy", "weed"]
+__all__ = [
+    "bucket", "dropped_caches", "moto", "moto_bucket", "moto_proxy", "open_bucket", "proxy", "steady_caches", "weed",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -25,6 +31,20 @@ def open_bucket() -> Iterator[Callable[..., Backend]]:
                 return stack.enter_context(contextlib.closing(open_store(bucket.config(endpoint, **settings))))
 
         yield open_it
+
+
+@pytest.fixture
+def steady_caches() -> Iterator[None]:
+    """For tests that count messages: no other test drops the kernel's caches meanwhile."""
+    with caches.steady_caches():
+        yield
+
+
+@pytest.fixture
+def dropped_caches() -> Iterator[None]:
+    """For tests of programs that drop the kernel's caches."""
+    with caches.dropped_at_will():
+        yield
 
 
 @pytest.fixture(scope="session")

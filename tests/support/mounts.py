@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from fanoutfs.cli.client import call
+from fanoutfs.cli.progress import ask
 from fanoutfs.keeper.mountinfo import find_mount
 
 COMMAND = (sys.executable, "-m", "fanoutfs")
@@ -36,7 +37,7 @@ def run_command(*arguments: str, env: Mapping[str, str] | None = None) -> subpro
     )
 
 
-def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], deadline_s: float = 60.0) -> Any:
     """Return the condition's first true value; fail with `what` when the deadline passes."""
     deadline = time.monotonic() + deadline_s
     while True:
@@ -44,7 +45,7 @@ def wait_until(condition: Callable[[], Any], what: str, deadline_s: float = 30.0
         if value:
             return value
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {deadline_s:g} s: {what}")
+            pytest.fail(f"not within {deadline_s:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.01)
 
 
@@ -71,8 +72,8 @@ class Mount:
         assert result.returncode == 0, f"{result.stderr}\n{self.log()}"
 
     def status(self) -> dict[str, Any]:
-        """Return the daemon's status."""
-        return call(self.path, "status")
+        """Return the daemon's status, as soon as a core answers: one that is killed or stalls is waited for."""
+        return ask(self.path, "status", is_under_way=True)
 
     def counters(self) -> dict[str, int]:
         """Return the daemon's counters."""
@@ -106,16 +107,41 @@ class Mount:
         info = find_mount(self.path)
         if info is not None and info.fstype == "fuse.fanoutfs":
             with contextlib.suppress(Exception):
-                pid = self.status()["keeper_pid"]
+                pid = call(self.path, "status")["keeper_pid"]
                 os.kill(pid, signal.SIGKILL)
             subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True)
 
 
+@dataclass
+class PatchedMount(Mount):
+    """A mount whose daemon is changed by a function of tests.fault.patches."""
+
+    patch: str = ""
+
+    def start(self) -> None:
+        """Mount; fail the test with the command's message when that does not work."""
+        command = (sys.executable, "-m", "tests.fault.patches", self.patch, "mount", self.source, str(self.path))
+        done = subprocess.run(
+            [*command, "--cache-dir", str(self.cache), *self.options],
+            env={**os.environ, **self.env},
+            cwd=Path(__file__).resolve().parents[2],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{self.log()}"
+
+
 @contextlib.contextmanager
-def mounted(source: str, *options: str, env: Mapping[str, str] | None = None, start: bool = True) -> Iterator[Mount]:
-    """Mount a source in a fresh place and unmount it at the end; nothing survives."""
+def mounted(
+    source: str, *options: str, env: Mapping[str, str] | None = None, start: bool = True, patch: str = ""
+) -> Iterator[Mount]:
+    """Mount a source in a fresh place and unmount it at the end; nothing survives.  patch: see PatchedMount."""
     base = Path(tempfile.mkdtemp(prefix="fanoutfs-test-", dir="/var/tmp"))
-    mount = Mount(source, base / "mnt", base / "cache", options, dict(env or {}))
+    place = (source, base / "mnt", base / "cache", options, dict(env or {}))
+    mount = PatchedMount(*place, patch=patch) if patch else Mount(*place)
     mount.path.mkdir()
     try:
         if start:
@@ -126,9 +152,3 @@ def mounted(source: str, *options: str, env: Mapping[str, str] | None = None, st
     finally:
         mount.kill_everything()
         shutil.rmtree(base, ignore_errors=True)
-
-
-def drop_page_cache() -> None:
-    """Make the kernel forget clean pages, dentries and inodes (needs root)."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3\n", encoding="ascii")

@@ -28,9 +28,11 @@ def free_ports(count: int, also_above: int = 0) -> list[int]:
     """Return ports of 127.0.0.1 nobody listens on now, below the ephemeral range, so that no client takes one.
 
     also_above: each port plus this number must be free too (SeaweedFS puts gRPC 10000 above).
+    Processes that ask at the same time get different ones, but for one pair in eight, and that by chance.
     """
     found: list[int] = []
-    for port in random.sample(range(20_000, 32_000 - also_above % 12_000), 2_000):
+    candidates = range(20_000 - also_above + os.getpid() % 8, 32_000 - also_above, 8)
+    for port in random.sample(candidates, len(candidates)):
         if all(_is_free(each) for each in {port, port + also_above}):
             found.append(port)
             if len(found) == count:

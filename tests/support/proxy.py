@@ -43,12 +43,14 @@ FAULT_KINDS: Final = (
     "status",  # answer `status` with error code `code` and perhaps `retry_after`; upstream is not asked
     "reset",  # RST after `after` body bytes; 0: before the answer
     "stall",  # silence after `after` body bytes (0: before the answer), until the client hangs up
+    "lost",  # the request is passed on and done; RST instead of its answer
     "short",  # an orderly end after `after` body bytes, fewer than Content-Length says
     "short_length",  # the body and its Content-Length cut to `after` bytes, the rest of the head unchanged
     "header",  # replace the header `name` by `value` ("": remove it)
     "ignore_range",  # 200 and no Content-Range
     "corrupt",  # one bit of the first body chunk flipped
     "delay",  # `ms` more latency
+    "hold",  # the request is taken, and passed on at the command "release", whether or not the client is still there
 )
 
 
@@ -141,6 +143,8 @@ class Proxy:
         self._faults: list[Fault] = []
         self._condition = threading.Condition()
         self._under_way = 0
+        self._held = 0
+        self._releases = 0
         self._peak = 0
         self._number = 0
 
@@ -171,8 +175,15 @@ class Proxy:
                     return fault
         return None
 
+    def hold(self) -> None:
+        """Return when what is held is released."""
+        with self._condition:
+            self._held += 1
+            releases = self._releases
+            self._condition.wait_for(lambda: self._releases > releases)
+
     def command(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Obey one control command: fault, clear, latency, settle, stats."""
+        """Obey one control command: fault, clear, latency, settle, release, stats."""
         name = order.pop("do")
         with self._condition:
             if name == "fault":
@@ -190,8 +201,15 @@ class Proxy:
                 if self._log is not None:
                     self._log.flush()
                 return {"settled": is_settled, "requests": self._number}
+            elif name == "release":
+                self._held = 0
+                self._releases += 1
+                self._condition.notify_all()
             elif name == "stats":
+                if self._log is not None:
+                    self._log.flush()
                 return {
+                    "held": self._held,
                     "requests": self._number,
                     "under_way": self._under_way,
                     "peak": self._peak,
@@ -269,7 +287,14 @@ class _Connection:
             if kind == "stall":
                 self._stall()
             return self._send_status(options, method, record)
+        if kind == "hold":
+            body = self._take_body(headers)
+            self._proxy.hold()
+            self._client.ahead = body + self._client.ahead
         answer_head = self._ask(head, headers)
+        if kind == "lost":
+            _reset(self._client.sock)
+            raise _HangUpError
         self._wait(started, float(options.get("ms", 0)) / 1000 if kind == "delay" else 0.0)
         return self._relay(answer_head, method, kind, options, after, record, headers)
 
@@ -391,12 +416,17 @@ class _Connection:
             total += size
 
     def _drain_request(self, headers: dict[str, str]) -> None:
-        left = int(headers.get("content-length", 0))
-        while left > 0:
-            data = self._client.read_some(left)
+        self._take_body(headers)
+
+    def _take_body(self, headers: dict[str, str]) -> bytes:
+        body = b""
+        length = int(headers.get("content-length", 0))
+        while len(body) < length:
+            data = self._client.read_some(length - len(body))
             if not data:
                 raise _HangUpError
-            left -= len(data)
+            body += data
+        return body
 
     def _send_status(self, options: dict[str, Any], method: str, record: dict[str, Any]) -> bool:
         status = int(options.get("status", 503))

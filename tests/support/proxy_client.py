@@ -32,7 +32,8 @@ class Request:
 class Proxy:
     """A running proxy.  One thread at a time."""
 
-    def __init__(self, port: int, control_port: int, log: Path) -> None:
+    def __init__(self, port: int, control_port: int, log: Path, pid: int) -> None:
+        self.pid = pid
         self.endpoint = f"http://127.0.0.1:{port}"
         self._log = log
         self._control = socket.create_connection(("127.0.0.1", control_port), timeout=60)
@@ -50,14 +51,23 @@ class Proxy:
         """Delay the first byte of every answer from now on."""
         self._do("latency", ms=ms)
 
+    def release(self) -> None:
+        """Pass on what is held (fault "hold")."""
+        self._do("release")
+
     def stats(self) -> dict[str, Any]:
-        """Return {"requests", "under_way", "peak", "faults_left"}."""
+        """Return {"requests", "under_way", "held", "peak", "faults_left"}."""
         return self._do("stats")
 
     def requests(self, match: str = "", method: str = "") -> list[Request]:
         """Return the requests so far, once none is under way (a stalled one counts as under way)."""
         answer = self._do("settle")
         assert answer["settled"], "requests are still under way after 10 s"
+        return self.answered(match, method)
+
+    def answered(self, match: str = "", method: str = "") -> list[Request]:
+        """Return the requests that were answered so far, whatever else is under way."""
+        self._do("stats")
         lines = self._log.read_text().splitlines()
         all_requests = (Request(**json.loads(line)) for line in lines)
         return [each for each in all_requests if match in each.path and method in ("", each.method)]
@@ -87,7 +97,7 @@ def running_proxy(upstream: str, latency_ms: float = 0.0) -> Iterator[Proxy]:
             [*arguments, "--latency-ms", str(latency_ms)], lambda: b"\n" in process.log.read_bytes(), deadline_s=20
         )
         ports = json.loads(process.log.read_text().splitlines()[0])
-        proxy = Proxy(ports["port"], ports["control_port"], log)
+        proxy = Proxy(ports["port"], ports["control_port"], log, process.pid)
         try:
             yield proxy
         finally:

@@ -84,6 +84,11 @@ class Bucket:
             return
         self.client.put_object(Bucket=self.name, Key=self.prefix + key, Body=body)
 
+    def get(self, key: str) -> bytes:
+        """Return an object's content."""
+        body: bytes = self.client.get_object(Bucket=self.name, Key=self.prefix + key)["Body"].read()
+        return body
+
     def delete(self, key: str) -> None:
         """Delete an object."""
         self.client.delete_object(Bucket=self.name, Key=self.prefix + key)

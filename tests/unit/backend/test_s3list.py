@@ -37,6 +37,15 @@ def test_page_is_parsed_with_and_without_namespace(namespace: str) -> None:
     assert (page.prefixes, page.hidden, token) == (("b/",), 0, "")
 
 
+@pytest.mark.parametrize(("said", "known"), [("GLACIER", "GLACIER"), ("STANDARD", ""), (None, "")])
+def test_class_is_told_where_it_is_not_the_default(said: str | None, known: str) -> None:
+    entry = _object("a")
+    if said is not None:
+        entry = entry.replace("</Contents>", f"<StorageClass>{said}</StorageClass></Contents>")
+    page, _token = parse_page(_page(entry), "LIST /")
+    assert [info.storage_class for info in page.objects] == [known]
+
+
 def test_keys_are_decoded_only_when_the_store_says_it_encoded_them() -> None:
     encoded, _ = parse_page(_page("<EncodingType>url</EncodingType>" + _object("a+b%2Bc%20")), "LIST /")
     plain, _ = parse_page(_page(_object("a+b%2Bc%20")), "LIST /")

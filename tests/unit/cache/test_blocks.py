@@ -14,14 +14,15 @@ from fanoutfs.cache.arena import Run
 from fanoutfs.cache.blocks import (
     BlockMismatchError,
     BlockReader,
+    add_checksums,
     find_torn_blocks,
     missing_blocks,
     store_blocks,
-    store_blocks_directly,
+    write_directly,
 )
 from fanoutfs.cache.files import CacheFiles, punch_hole
 from fanoutfs.index.format import PART_VALUE
-from fanoutfs.records import BLOCK_BYTES, PART_BLOCKS, PART_BYTES
+from fanoutfs.records import BLOCK_BYTES, MIB, PART_BLOCKS, PART_BYTES
 
 INO = 0x1234
 
@@ -156,9 +157,12 @@ def test_bytes_stored_past_the_page_cache_come_back(files: CacheFiles, reader: B
     buffer[:size] = content
     fd = files.open_direct(INO, size)
     try:
-        checksums = store_blocks_directly(fd, INO, 0, 0, buffer, size)
+        write_directly(fd, 0, buffer, size)
     finally:
         os.close(fd)
+    checksums: dict[int, int] = {}
+    for arrived in (1, size // 2, BLOCK_BYTES, size):  # some of them twice, or beyond the end
+        add_checksums(checksums, INO, 0, buffer[:size], min(arrived, size))
     assert checksums == store_blocks(files.descriptor(INO + 1), INO, 0, 0, memoryview(content))
     row = [checksums.get(block, 0) for block in range(PART_BLOCKS)]
     value = PART_VALUE.pack(sum(1 << block for block in checksums), 0, *row)
@@ -193,3 +197,50 @@ def test_pieces_of_arena_and_file_are_the_range(
         assert b"".join(pieces) == content[offset:end]
     finally:
         files.close()
+
+
+def test_parts_are_read_from_their_disks(tmp_path: Path, files: CacheFiles) -> None:
+    content = os.urandom(2 * PART_BYTES + 3 * BLOCK_BYTES + 7)
+    (tmp_path / "further/objects").mkdir(parents=True)
+    files.attach(7, tmp_path / "further")
+    parts: dict[int, bytes] = {}
+    for part, disk in ((0, 0), (1, 7), (2, 0)):
+        data = memoryview(content)[part * PART_BYTES : (part + 1) * PART_BYTES]
+        checksums = store_blocks(files.descriptor(INO, disk), INO, part, 0, data)
+        sums = [checksums.get(block, 0) for block in range(32)]
+        parts[part] = PART_VALUE.pack((1 << len(checksums)) - 1, disk, *sums)
+    asked: list[int] = []
+
+    def find(disk: int) -> Path | None:
+        asked.append(disk)
+        return tmp_path / "further" if disk == 7 else None
+
+    reader = BlockReader(CacheFiles(tmp_path, writable=False, find=find))
+    for start in (0, PART_BYTES - 5, PART_BYTES, PART_BYTES - BLOCK_BYTES, 2 * PART_BYTES - 1, 2 * PART_BYTES):
+        for length in (1, BLOCK_BYTES, MIB):
+            end = min(start + length, len(content))
+            touched = {part: parts[part] for part in range(start // PART_BYTES, (end - 1) // PART_BYTES + 1)}
+            assert reader.read(INO, start, end, len(content), touched)[0] == content[start:end]
+    assert asked == [7], "a disk is looked up once"
+    assert reader.has_further
+    reader.close_further()
+    assert not reader.has_further
+    assert reader.read(INO, PART_BYTES, PART_BYTES + 1, len(content), parts)[0] == content[PART_BYTES : PART_BYTES + 1]
+    assert asked == [7, 7]
+    elsewhere = {1: parts[1][:4] + (8).to_bytes(4, "little") + parts[1][8:]}
+    with pytest.raises(BlockMismatchError):
+        reader.read(INO, PART_BYTES, PART_BYTES + 1, len(content), elsewhere)
+
+
+def test_removing_a_file_removes_it_from_all_disks(tmp_path: Path, files: CacheFiles) -> None:
+    for disk in (1, 2):
+        (tmp_path / str(disk) / "objects").mkdir(parents=True)
+        files.attach(disk, tmp_path / str(disk))
+        os.pwrite(files.descriptor(INO, disk), b"x", 0)
+    os.pwrite(files.descriptor(INO), b"x", 0)
+    files.remove(INO)
+    assert not [path for path in tmp_path.rglob(f"{INO:x}") if path.is_file()]
+    files.detach_all()
+    assert list(files.disks) == [0]
+    with pytest.raises(FileNotFoundError):
+        files.descriptor(INO, 2)

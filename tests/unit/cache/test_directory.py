@@ -10,7 +10,9 @@ import pytest
 
 from fanoutfs.cache.directory import CacheDirectory
 from fanoutfs.errors import CacheInUseError, CacheUnusableError
-from fanoutfs.records import KIB
+from fanoutfs.index.format import Departed, Dirty, DirtyRecord
+from fanoutfs.records import KIB, Version
+from tests.unit.indexes import apply, open_index
 
 
 def mode(path: Path) -> int:
@@ -94,6 +96,33 @@ def test_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(CacheUnusableError):
         CacheDirectory(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("what", ["dirty", "departed", "staged without an index", "staged with a broken index"])
+def test_other_volume_that_has_what_the_store_lacks_stays(what: str, tmp_path: Path) -> None:
+    directory = CacheDirectory(tmp_path)
+    own, other, clean = (directory.volume(name) for name in ("own", "other", "clean"))
+    for path in (other, clean):
+        (path / "objects" / "x").write_bytes(bytes(64 * KIB))
+        (path / "staging").mkdir()
+        (path / "staging" / "10-1").write_bytes(b"")  # made ahead of need
+        with open_index(path) as environment:
+            if path == clean:
+                continue
+            if what == "dirty":
+                apply(environment, lambda txn: txn.changed.put_dirty(16, DirtyRecord(1, 1, Dirty.META)))
+            elif what == "departed":
+                apply(environment, lambda txn: txn.changed.put_departed("key", Departed(0, Version("e", "", 1, 1))))
+    if "staged" in what:
+        (other / "staging" / "20-1").write_bytes(b"not uploaded")
+        if what == "staged without an index":
+            (other / "index.lmdb").unlink()
+        else:
+            (other / "index.lmdb").write_bytes(bytes(8192))
+    directory.remove_other_volumes(own, 0)
+    assert other.exists()
+    assert not clean.exists()
+    directory.close()
 
 
 def test_other_volumes_go_longest_unused_first(tmp_path: Path) -> None:

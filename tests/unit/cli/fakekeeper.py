@@ -16,13 +16,14 @@ import types
 from pathlib import Path
 
 from fanoutfs.cli import main
-from fanoutfs.config.schema import MountConfig, control_socket
+from fanoutfs.config.directories import control_socket
+from fanoutfs.config.schema import MountConfig
 from fanoutfs.errors import BucketMissingError
 
 INIT, GETATTR, STATFS, FORGET, INTERRUPT, BATCH_FORGET = 26, 3, 17, 2, 36, 42
 
 
-def serve(config: MountConfig, ready_fd: int) -> int:
+def serve(config: MountConfig, ready_fd: int, **_succession: object) -> int:
     """Do what FAKE_KEEPER says."""
     behaviour = os.environ["FAKE_KEEPER"]
     print("noise on stdout", flush=True)
@@ -109,7 +110,7 @@ if __name__ == "__main__":
     module.serve = serve  # type: ignore[attr-defined]
     sys.modules["fanoutfs.keeper.main"] = module
     if "FAKE_RUNTIME_DIR" in os.environ:
-        from fanoutfs.config import schema
+        from fanoutfs.config import directories
 
-        schema.runtime_dir = lambda: Path(os.environ["FAKE_RUNTIME_DIR"])
+        directories.runtime_dir = lambda: Path(os.environ["FAKE_RUNTIME_DIR"])
     sys.exit(main(sys.argv[2:]))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fanoutfs import errors
-from fanoutfs.config import schema
+from fanoutfs.config import directories
 from fanoutfs.keeper import mount as attach
 from fanoutfs.keeper.mountinfo import find_mount
 
@@ -56,7 +56,7 @@ class Shell:
 @pytest.fixture
 def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     shell = Shell(tmp_path)
-    monkeypatch.setattr(schema, "runtime_dir", lambda: tmp_path / "run")
+    monkeypatch.setattr(directories, "runtime_dir", lambda: tmp_path / "run")
     yield shell
     while find_mount(shell.mountpoint) is not None:
         attach.unmount(shell.mountpoint, lazy=True, force=True)
@@ -71,11 +71,11 @@ def test_mount_is_silent_serves_and_umount_leaves_nothing(shell: Shell) -> None:
     assert _silent(done), done.stderr
     assert os.stat(shell.mountpoint).st_ino == 1
     pid = shell.keeper_pid()
-    assert schema.control_socket(shell.mountpoint).exists()
+    assert directories.control_socket(shell.mountpoint).exists()
     done = shell.run("umount", shell.mountpoint)
     assert _silent(done), done.stderr
     assert find_mount(shell.mountpoint) is None
-    assert not schema.control_socket(shell.mountpoint).exists()
+    assert not directories.control_socket(shell.mountpoint).exists()
     assert not Path(f"/proc/{pid}").exists() or _is_zombie(pid)
 
 
@@ -132,7 +132,7 @@ def test_mount_over_a_dead_one_replaces_it(shell: Shell) -> None:
     done = shell.run("status", shell.mountpoint)
     assert done.returncode == errors.DaemonDiedError.exit_code
     assert "cannot be reached" in done.stderr
-    schema.control_socket(shell.mountpoint).unlink()  # the real keeper does that when it starts
+    directories.control_socket(shell.mountpoint).unlink()  # the real keeper does that when it starts
     assert _silent(shell.mount())
 
 
@@ -142,13 +142,13 @@ def test_umount_of_a_dead_mount_removes_mount_and_socket(shell: Shell) -> None:
     assert _wait(lambda: attach.probe(shell.mountpoint) != 0)
     assert _silent(shell.run("umount", shell.mountpoint))
     assert find_mount(shell.mountpoint) is None
-    assert not schema.control_socket(shell.mountpoint).exists()
+    assert not directories.control_socket(shell.mountpoint).exists()
 
 
 def test_umount_waits_for_a_daemon_whose_socket_is_gone(shell: Shell) -> None:
     assert _silent(shell.mount())
     pid = shell.keeper_pid()
-    os.rename(schema.control_socket(shell.mountpoint), shell.mountpoint.parent / "moved")
+    os.rename(directories.control_socket(shell.mountpoint), shell.mountpoint.parent / "moved")
     shell.environment["FAKE_RUNTIME_DIR"] = str(shell.mountpoint.parent / "elsewhere")
     assert _silent(shell.run("umount", shell.mountpoint))
     assert not Path(f"/proc/{pid}").exists() or _is_zombie(pid)
@@ -174,8 +174,8 @@ def test_umount_of_the_working_directory_by_a_dot(shell: Shell) -> None:
 import os, sys
 from pathlib import Path
 from fanoutfs.cli import main
-from fanoutfs.config import schema
-schema.runtime_dir = lambda: Path(os.environ["FAKE_RUNTIME_DIR"])
+from fanoutfs.config import directories
+directories.runtime_dir = lambda: Path(os.environ["FAKE_RUNTIME_DIR"])
 os.chdir(sys.argv[1])
 sys.exit(main(["umount", "."]))
 """

@@ -4,11 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from fanoutfs.config.load import IGNORED, SETTINGS, SYNONYMS, build_config, parse_mount_options, show_default
-from fanoutfs.config.schema import INDEFINITE, MountConfig
+from fanoutfs.config.layers import settle
+from fanoutfs.config.load import IGNORED, SETTINGS, SYNONYMS, parse_mount_options, show_default, show_value
+from fanoutfs.config.schema import DiskDirectory, MountConfig
+from fanoutfs.config.units import INDEFINITE
 from fanoutfs.errors import UsageError
+from fanoutfs.records import GIB
 
 MNT = Path("/mnt/data")
+
+
+def build_config(source: str, mountpoint: Path, options: dict[str, str]) -> MountConfig:
+    return settle(source, mountpoint, options, {}).config
 
 
 def _build(**options: str) -> MountConfig:
@@ -46,12 +53,13 @@ def test_relative_paths_become_absolute() -> None:
         ({"cache_size": "0"}, r"^--cache-size: at least 1MiB, not 0B$"),
         ({"cach-size": "1G"}, r"^unknown option --cach-size: did you mean --cache-size\?$"),
         ({"frobnicate": "1"}, r"^unknown option --frobnicate: .*--help"),
-        ({"noexec": "true"}, r"^unknown option --noexec"),
+        ({"sync": "true"}, r"^unknown option --sync"),
         ({"metadata_ttl": "0"}, r"^--metadata-ttl: at least 1s, not 0s$"),
         ({"op_timeout": "indefinite"}, r"^--op-timeout: at most 1h, not indefinite$"),
         ({"file_mode": "4755"}, r"^--file-mode: at most 0777, not 4755$"),
         ({"fronts": "many"}, r"^--fronts: `many` is not a whole number$"),
         ({"small_cache_share": "2"}, r"^--small-cache-share: at most 1, not 2$"),
+        ({"profile": "prod"}, r"^--profile: `prod` is not one of training, serving, checkpoint; .* aws_profile$"),
         ({"log_level": "loud"}, r"^--log-level: `loud` is not one of debug, info, warning, error$"),
         ({"cache_dir": ""}, r"^--cache-dir: needs a value$"),
         ({"endpoint_url": "localhost:9000"}, r"^--endpoint-url: `localhost:9000` is no URL"),
@@ -165,3 +173,32 @@ def test_every_default_can_be_written(name: str) -> None:
     shown = show_default(name)
     if shown and SETTINGS[name].metadata["unit"] != "flag":
         assert getattr(_build(**{name: shown}), name) == getattr(_build(), name)
+
+
+def test_further_cache_directories_are_named_as_with_juicefs_or_by_themselves() -> None:
+    disks = (DiskDirectory(Path("/b"), 500 * GIB), DiskDirectory(Path("/c")))
+    for given in ({"cache_dir": "/a:/b=500GiB:/c"}, {"cache": "/a:/b=0.5T:/c"},
+                  {"cache_dir": "/a", "cache_disks": "/b=512000MiB:/c"}):  # fmt: skip
+        config = _build(**given)
+        assert (config.cache_dir, [disk.path for disk in config.cache_disks]) == (Path("/a"), [Path("/b"), Path("/c")])
+    assert config.cache_disks == disks
+    assert show_value("cache_disks", disks) == "/b=500GiB:/c"
+    assert _build(cache_disks=show_value("cache_disks", ())).cache_disks == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cache_dir": "/a:"}, "needs a value"),
+        ({"cache_dir": "/a:/b::/c"}, "empty directory"),
+        ({"cache_disks": "/b=1MiB"}, "at least 8MiB"),
+        ({"cache_disks": "/b=much"}, "not a size"),
+        ({"cache_dir": "/a:/a/b"}, "lie inside each other"),
+        ({"cache_dir": "/a:/b:/b"}, "lie inside each other"),
+        ({"cache_disks": "/mnt/data/x"}, "hidden below the mountpoint"),
+        ({"cache_disks": "/mnt"}, "lies inside the cache directory"),
+    ],
+)
+def test_wrong_further_cache_directories_are_refused(given: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        _build(**given)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanoutfs.config import units
-from fanoutfs.config.schema import INDEFINITE
+from fanoutfs.config.units import INDEFINITE
 from fanoutfs.errors import UsageError
 
 

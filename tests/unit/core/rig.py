@@ -3,7 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,28 +17,38 @@ from fanoutfs.backend.local import LocalBackend
 from fanoutfs.cache.arena import Arena
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
+from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.admission import Admission
 from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.changes import Changes
+from fanoutfs.core.disks import Disks, Further
+from fanoutfs.core.durable import Durable
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.freshness import Freshness
 from fanoutfs.core.grace import Grace
+from fanoutfs.core.grants import Grants
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.notify import Notifier
+from fanoutfs.core.numbers import Numbers
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.core.reads import Reads
 from fanoutfs.core.siblings import Siblings
 from fanoutfs.core.space import Space
+from fanoutfs.core.spares import Spares
+from fanoutfs.core.staged import StagedBytes
+from fanoutfs.core.staging import Staging
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
-from fanoutfs.observe.shared import CORE_ROW, SharedState
+from fanoutfs.observe.shared import CORE_ROW, FIRST_FRONT_ROW, SharedState
 from fanoutfs.records import GIB, MIB, PART_BYTES, ROOT_INO, ListPage
 from fanoutfs.wire.kernel import OUT_HEADER, Notify
 from tests.unit.indexes import NOW_NS, OWNER, open_index
@@ -101,6 +111,10 @@ class Rig:
     fills: Fills
     plans: Plans
     prefetch: Prefetch
+    filesystem: FileSystem
+    staging_files: StagingFiles
+    staging: Staging
+    changes: Changes
     jobs: Jobs
     clock: TurnedClock
     row: memoryview
@@ -180,10 +194,18 @@ async def running_core(
     arena_slots: int = 0,
     op_timeout_s: float = 30.0,
     sibling_files: int = 0,
+    run_bytes: int = MIB,
     plan_window_bytes: int = MIB,
     small_bytes: int = 16 * MIB,
+    staging_bytes: int = GIB,
+    further: Sequence[Further] = (),
+    make_backend: type[PagedBackend] = PagedBackend,
+    few_commits_of_bytes: int = 1 << 40,
 ) -> AsyncIterator[Rig]:
-    """Put the parts together as core.assembly does, and take them apart at the end."""
+    """Put the parts together as core.assembly does, and take them apart at the end.
+
+    few_commits_of_bytes: the cache whose index may not grow; nothing is synced here on its account.
+    """
     (path / "objects").mkdir()
     source = path / "source"
     source.mkdir()
@@ -192,7 +214,7 @@ async def running_core(
     clock = TurnedClock()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     kernel: list[bytes] = []
-    pages = PagedBackend(str(source))
+    pages = make_backend(str(source))
     backend = FaultyBackend(pages)
     with open_index(path) as environment:
         reader = IndexReader(environment)
@@ -202,6 +224,21 @@ async def running_core(
         files = CacheFiles(path, writable=True)
         admission = Admission(memory_bytes, requests)
         notifier = Notifier(ours, has_epoch=True, row=row)
+        reads = Reads(shared, path, cap_bytes)
+        disks = Disks(
+            further=further,
+            files=files,
+            environment=environment,
+            writer=writer,
+            grace=grace,
+            volume=path,
+            floor_bytes=floor_bytes,
+            inode_floor=0,
+            cap_bytes=cap_bytes,
+            flags=shared.flags,
+            row=row,
+        )
+        durable = Durable(environment, few_commits_of_bytes)
         space = Space(
             cap_bytes=cap_bytes,
             floor_bytes=floor_bytes,
@@ -211,9 +248,16 @@ async def running_core(
             files=files,
             small=small,
             grace=grace,
+            staged=StagedBytes(path, lambda: 0),
+            reads=reads,
+            staging_cap_bytes=staging_bytes,
+            grants=Grants([shared.row(FIRST_FRONT_ROW + front) for front in range(2)]),
+            disks=disks,
+            durable=durable,
             row=row,
         )
         checked: Backend = backend
+        staging_files = StagingFiles(path)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(notifier.run)
@@ -250,18 +294,47 @@ async def running_core(
                     row=row,
                 )
                 push = Push(None, row)
+                filesystem = FileSystem(
+                    reader=reader,
+                    listings=listings,
+                    fills=fills,
+                    freshness=Freshness(
+                        listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=float("inf")
+                    ),
+                    shared=shared,
+                    metadata_ttl_s=float("inf"),
+                )
+                numbers = Numbers(writer)
+                staging = Staging(
+                    reader=reader,
+                    writer=writer,
+                    staging=staging_files,
+                    files=files,
+                    small=small,
+                    fills=fills,
+                    arena=arena,
+                    space=space,
+                    grace=grace,
+                    durable=durable,
+                    numbers=numbers,
+                    spares=Spares(staging_files, numbers),
+                    ownership=OWNER,
+                    root_prefix="",
+                    clock=clock,
+                    op_timeout_s=op_timeout_s,
+                )
+                changes = Changes(
+                    filesystem=filesystem,
+                    staging=staging,
+                    reader=reader,
+                    writer=writer,
+                    numbers=numbers,
+                    root_prefix="",
+                    clock=clock,
+                )
                 plans = Plans(
                     reader=reader,
-                    filesystem=FileSystem(
-                        reader=reader,
-                        listings=listings,
-                        fills=fills,
-                        freshness=Freshness(
-                            listings=listings, reader=reader, notifier=notifier, metadata_ttl_s=float("inf")
-                        ),
-                        shared=shared,
-                        metadata_ttl_s=float("inf"),
-                    ),
+                    filesystem=filesystem,
                     fills=fills,
                     small=small,
                     push=push,
@@ -270,6 +343,8 @@ async def running_core(
                     row=row,
                 )
                 space.is_awaited = plans.is_ahead
+                reads.find_due = plans.find_due
+                small.judge = reads.judge_small
                 nursery.start_soon(plans.run)
                 prefetch = Prefetch(
                     reader=reader,
@@ -279,6 +354,8 @@ async def running_core(
                     siblings=Siblings(sibling_files, MIB, MIB),
                     plans=plans,
                     push=push,
+                    find_idle=space.idle_bytes,
+                    run_bytes=run_bytes,
                     row=row,
                 )
                 yield Rig(
@@ -300,6 +377,10 @@ async def running_core(
                     fills=fills,
                     plans=plans,
                     prefetch=prefetch,
+                    filesystem=filesystem,
+                    staging_files=staging_files,
+                    staging=staging,
+                    changes=changes,
                     jobs=Jobs(nursery),
                     clock=clock,
                     row=row,
@@ -311,5 +392,6 @@ async def running_core(
                 await trio.to_thread.run_sync(writer.stop)
                 await trio.to_thread.run_sync(small.close)
                 files.close()
+                staging_files.close()
                 ours.close()
                 theirs.close()

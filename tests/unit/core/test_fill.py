@@ -8,6 +8,7 @@ import trio
 import trio.testing
 
 from fanoutfs.backend.faulty import short
+from fanoutfs.core.admission import Urgency
 from fanoutfs.errors import (
     CacheFullError,
     DeadlineError,
@@ -151,8 +152,28 @@ async def test_prefetched_range_that_a_reader_wants_overtakes_the_rest(tmp_path:
             await trio.testing.wait_all_tasks_blocked()
             assert last.is_demand
             assert last.ticket is not None
-            assert last.ticket.is_demand
+            assert last.ticket.urgency is Urgency.DEMAND
             gate.release()
+
+
+@pytest.mark.parametrize("size", [1000, MIB], ids=["small", "large"])
+async def test_whoever_waits_until_a_file_is_left_alone_waits_for_no_other_fill(tmp_path: Path, size: int) -> None:
+    """A writer, say: behind read-ahead the fills of a `warm` may take long."""
+    async with running_core(tmp_path, requests=1) as core:
+        reader, warmed, ahead = [await core.put(name, os.urandom(size)) for name in ("reader", "warmed", "ahead")]
+        gate = core.backend.hold("get")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(core.fills.ensure, reader.ino, 0, 1)
+            await arrived(gate)
+            (background,) = core.fills.fetch_ahead(warmed.ino)
+            (other,) = core.fills.fetch_ahead(ahead.ino)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(core.fills.wait_idle, warmed.ino)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (background.urgency, other.urgency) == (Urgency.DEMAND, Urgency.BACKGROUND)
+            gate.release()
+            await background.done.wait()
+        assert background.error is None
 
 
 async def test_object_that_changed_gives_estale(tmp_path: Path) -> None:

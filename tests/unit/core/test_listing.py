@@ -16,7 +16,7 @@ from tests.unit.core.rig import Rig, arrived, running_core
 
 def names(core: Rig, ino: int = ROOT_INO) -> set[bytes]:
     with core.reader.begin() as txn:
-        return {name for name, _ino, _dtype in core.reader.children(txn, ino, b"")}
+        return {name for name, *_rest in core.reader.children(txn, ino, b"")}
 
 
 def entries_told(core: Rig) -> list[bytes]:

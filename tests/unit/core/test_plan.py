@@ -86,6 +86,17 @@ def test_ready_files_are_pushed_in_order_up_to_the_first_one_under_way() -> None
     assert push(plan) == [ino for ino in order[10:50] if ino not in (order[12], order[25], order[38])]
 
 
+def test_what_is_left_out_of_the_push_is_known_when_it_is_fetched() -> None:
+    plan = make_plan(list(range(100)), window_files=20)
+    left_out = set[int]()
+    while plan.has_room():
+        if plan.note_fetched(plan.edge, SIZE):
+            left_out.add(plan.edge)
+        plan.step()
+    assert left_out == {5, 11, 17}
+    assert push(plan) == [ino for ino in range(20) if ino not in left_out]
+
+
 def test_consumer_who_reads_the_page_cache_is_followed_by_what_was_left_out() -> None:
     plan, cached = make_plan(list(range(1000)), window_files=20), set[int]()
     pushed = set[int]()
@@ -160,19 +171,6 @@ def test_large_file_is_read_part_by_part() -> None:
     assert plan.ahead_bytes == 750
     assert plan.note_part_read(7, 2000, 2000)
     assert plan.ahead_bytes == 0
-
-
-def test_files_behind_are_dropped_in_the_order_they_were_read_but_never_those_ahead() -> None:
-    plan = make_plan([*range(300), 5, *range(300, 400)], window_files=400)
-    fetch(plan, set())
-    assert plan.droppable(10) == []
-    for ino in range(5):
-        plan.note_read(ino, is_missing=False)
-    for ino in range(6, 200):
-        plan.note_read(ino, is_missing=False)
-    assert plan.droppable(10) == [0, 1, 2, 3, 4, 6, 7, 8, 9]
-    assert plan.droppable(1000) == list(range(10, 200 - 64))
-    assert plan.droppable(1000) == []
 
 
 @settings(deadline=None, max_examples=100)

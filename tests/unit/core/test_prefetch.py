@@ -27,7 +27,7 @@ async def put_files(core: Rig, count: int, folder: str = "d", size: int = SIZE) 
 
 async def quiet(core: Rig) -> None:
     """Return when no small file is under way any more and nothing will be."""
-    with trio.fail_after(20):
+    with trio.fail_after(30):
         while True:
             await trio.testing.wait_all_tasks_blocked(0.002)
             if not core.fills.small_under_way:
@@ -63,6 +63,18 @@ async def test_directory_read_in_order_is_fetched_ahead_each_file_once(tmp_path:
         assert core.count(Count.FILLS_JOINED) == 0
         assert core.count(Count.PREFETCH_USED_BYTES) == 299 * SIZE
         assert core.count(Count.PREFETCH_WASTED_BYTES) == 0
+
+
+async def test_run_that_others_make_way_for_stays_near_its_reader(tmp_path: Path) -> None:
+    async with running_core(tmp_path, sibling_files=64, run_bytes=8 * SIZE) as core:
+        inos = await put_files(core, 300)
+        core.prefetch._find_idle = lambda: 0
+        for position, ino in enumerate(inos, 1):
+            await read(core, ino)
+            await quiet(core)
+            assert not any(core.small.has(other) for other in inos[position + 8 :])
+        assert core.backend.calls["get"] == 300
+        assert core.count(Count.PREFETCH_USED_BYTES) > 290 * SIZE, "nearly all were fetched ahead"
 
 
 async def test_reader_who_arrives_during_a_prefetch_joins_it(tmp_path: Path) -> None:
@@ -129,6 +141,18 @@ async def test_directory_read_at_random_is_swept(tmp_path: Path) -> None:
             await quiet(core)
         assert core.backend.calls["get"] == 600
         assert core.count(Count.PREFETCH_USED_BYTES) > 400 * SIZE
+
+
+async def test_sweep_takes_idle_room_only(tmp_path: Path) -> None:
+    async with running_core(tmp_path, sibling_files=64) as core:
+        core.prefetch._find_idle = lambda: 100 * SIZE - core.count(Count.PREFETCH_BYTES)
+        inos = await put_files(core, 600)
+        random.Random(1).shuffle(inos)
+        for ino in inos:
+            await read(core, ino)
+            await quiet(core)
+        assert 90 * SIZE < core.count(Count.PREFETCH_BYTES) <= (100 + 16) * SIZE  # and a run from the first file
+        assert core.backend.calls["get"] == 600
 
 
 async def test_unknown_small_reads_are_ignored(tmp_path: Path) -> None:
@@ -287,14 +311,14 @@ async def test_parts_of_a_large_file_in_a_plan_are_fetched_within_the_window(tmp
     async with running_core(tmp_path, plan_window_bytes=PART_BYTES + 1) as core:
         inode = await core.put("large", b"x" * (4 * PART_BYTES + 1))
         await announce(core, ["large"])
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while core.blocks(inode.ino, 1) != 0xFFFF_FFFF:
                 await trio.testing.wait_all_tasks_blocked(0.002)
         assert core.blocks(inode.ino, 2) == 0
         assert core.space._is_spared((inode.ino, 1))
         core.fills.note_part_read(inode.ino, 0)
         core.fills.note_part_read(inode.ino, 1)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while core.blocks(inode.ino, 3) != 0xFFFF_FFFF:
                 await trio.testing.wait_all_tasks_blocked(0.002)
         for part in (2, 3, 4):
@@ -305,9 +329,10 @@ async def test_parts_of_a_large_file_in_a_plan_are_fetched_within_the_window(tmp
         assert not core.space._is_spared((inode.ino, 1))
 
 
-async def test_small_cache_drops_what_was_read_and_keeps_what_comes(tmp_path: Path) -> None:
+async def test_small_cache_gives_up_what_was_read_and_keeps_what_comes(tmp_path: Path) -> None:
     size = 16_000
     async with running_core(tmp_path, plan_window_bytes=20 * size, small_bytes=4 * MIB) as core:
+        core.small.find_limit = lambda: 0  # no more than its share
         inos = await put_files(core, 600, size=size)  # 9.6 MB
         await announce(core, [f"d/{index:05d}" for index in range(600)])
         await quiet(core)
@@ -316,7 +341,7 @@ async def test_small_cache_drops_what_was_read_and_keeps_what_comes(tmp_path: Pa
             misses += not core.small.has(ino)
             await read(core, ino)
             await quiet(core)
-        assert core.small.evicted <= 100, "at random, until files behind the reader began to make room"
+        assert core.small.evicted > 0
         assert misses <= 30
         assert core.backend.calls["get"] <= 600 + 30
 

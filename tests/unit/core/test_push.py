@@ -31,10 +31,12 @@ def test_hints_arrive_in_order(channel: tuple[socket.socket, socket.socket]) -> 
     push = Push(channel[0], SharedState().row(CORE_ROW))
     push.note_listed([(100, 7)])
     push.note_reads(range(100, 300))
+    push.leave_out([7])
     push.push_ahead([9, 8])
     assert received(channel[1]) == [
         Hint(HintKind.LISTED, 100, 7),
         *(Hint(HintKind.SMALL_READ, ino) for ino in range(100, 300)),
+        Hint(HintKind.LEAVE_OUT, 7),
         Hint(HintKind.PUSH_AHEAD, 9),
         Hint(HintKind.PUSH_AHEAD, 8),
     ]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fanoutfs.core.readahead import ReadAhead
-from fanoutfs.records import BLOCK_BYTES, GIB, MIB, PART_BLOCKS
+from fanoutfs.records import BLOCK_BYTES, GIB, MIB, PART_BLOCKS, PART_BYTES
 
 CAP = 64 * MIB
 CAP_BLOCKS = CAP // BLOCK_BYTES
@@ -40,7 +40,16 @@ def test_full_window_is_extended_part_by_part() -> None:
 
 
 def test_reader_from_the_beginning_starts_with_a_larger_window() -> None:
-    assert len(ReadAhead(CAP).access(1, 0, 0, LARGE)) == 8 * MIB // BLOCK_BYTES
+    assert ReadAhead(CAP).access(1, 0, 0, LARGE) == range(1, PART_BLOCKS)
+
+
+def test_full_window_ends_where_a_part_does() -> None:
+    policy = ReadAhead(CAP)
+    ahead = [found for found in read_through(policy, 1, 8 * CAP_BLOCKS, 1000, 3) if len(found) >= PART_BLOCKS]
+    assert len(ahead) > 8
+    assert all(found.stop % PART_BLOCKS == 0 for found in ahead)
+    policy = ReadAhead(CAP)
+    assert read_through(policy, 1, 4 * PART_BLOCKS + 7)[-2:] == [range(0)] * 2  # ... or the file
 
 
 def test_cap_of_zero_never_fetches_ahead() -> None:
@@ -125,11 +134,16 @@ def test_nothing_behind_the_end_is_ever_fetched(accesses: list[tuple[int, int]],
             assert len(ahead) <= max(cap // BLOCK_BYTES, 0) or ahead == range(size)
 
 
-@given(size=st.integers(1, 3000), step=st.integers(1, 4), start=st.integers(0, 2999))
+@given(
+    size=st.integers(1, 3000),
+    step=st.integers(1, 4),
+    start=st.integers(0, 2999),
+    cap=st.sampled_from([PART_BYTES, PART_BYTES * 3 // 2, 2 * PART_BYTES, CAP]),
+)
 def test_sequential_reader_finds_every_block_but_the_first_fetched_before_it_comes(
-    size: int, step: int, start: int
+    size: int, step: int, start: int, cap: int
 ) -> None:
-    policy = ReadAhead(CAP)
+    policy = ReadAhead(cap)
     start = min(start, size - 1)
     covered: set[int] = set()
     for at in range(start, size, step):

@@ -126,6 +126,19 @@ def test_every_tenth_file_stops_the_run() -> None:
     assert world.wasted_bytes > 0
 
 
+def test_small_directory_read_at_random_is_not_taken_for_one_read_in_order() -> None:
+    world = World(500, sweep_bytes=0)
+    chance = random.Random(6)
+    order = list(range(1, 500))
+    for _epoch in range(8):
+        chance.shuffle(order)
+        world.cached.clear()
+        for index in order:
+            world.read(index)
+    # One in four is near one of the last 16 here.
+    assert len(world.fetched) < 100
+
+
 def test_directory_read_at_random_is_swept_whole() -> None:
     world = World(5000)
     order = list(range(5000))

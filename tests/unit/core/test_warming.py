@@ -79,7 +79,7 @@ async def test_nothing_is_asked_of_the_store_before_it_was_paid_for(tmp_path: Pa
                 await trio.testing.wait_all_tasks_blocked()
                 assert core.backend.calls["get"] == before + asked - 1
                 rate.permits.release()
-                with trio.fail_after(10):
+                with trio.fail_after(30):
                     while core.backend.calls["get"] < before + asked:
                         await trio.sleep(0.001)
                 assert rate.taken[-1] == size

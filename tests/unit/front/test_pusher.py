@@ -26,7 +26,7 @@ from fanoutfs.wire.kernel import Notify
 from tests.support.mounts import wait_until
 
 LIMIT = 64 * MIB
-SHARE_BYTES = 64 * MIB
+SHARE_BYTES = 256 * MIB
 FIRST = 1000
 
 
@@ -154,6 +154,17 @@ def test_announced_files_are_pushed_in_their_order(rig: Rig, bodies: dict[int, b
     rig.core.send(encode_hints(HintKind.LISTED, [(FIRST, 31)]))
     rig.tell(HintKind.PUSH_AHEAD, *((ino, 0) for ino in order))
     assert rig.wait_for(3)[:3] == [(ino, bodies[ino]) for ino in order[:3]]
+
+
+def test_file_to_be_left_out_is_not_pushed_with_its_directory(rig: Rig, bodies: dict[int, bytes]) -> None:
+    left_out = FIRST + 20
+    rig.core.send(encode_hints(HintKind.LEAVE_OUT, [(left_out, 0)]))
+    rig.tell(HintKind.LISTED, (FIRST, 100))
+    rig.wait_until_seen(len(bodies) - 1)
+    rig.tell(HintKind.PUSH_AHEAD, (left_out, 0))
+    rig.wait_until_seen(len(bodies))
+    stored = rig.wait_for(rig.row[Count.PUSHED_FILES])
+    assert left_out not in [ino for ino, _body in stored[:-1]]
 
 
 def test_core_is_told_what_was_pushed(rig: Rig, bodies: dict[int, bytes]) -> None:

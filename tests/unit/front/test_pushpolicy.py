@@ -328,6 +328,37 @@ def test_announced_order_finds_half_of_the_window_free_of_guesses() -> None:
     assert world.policy.is_stalled
 
 
+def test_file_whose_read_is_waited_for_is_not_guessed_at() -> None:
+    world = World(1000)
+    waited_for = set(world.files[::100])
+    for ino in waited_for:
+        world.policy.leave_out(ino)  # some before their listing arrives
+    world.list_all()
+    world.push(1000)
+    world.list_all()
+    world.read_all(world.files[1:50])
+    world.push(1000)
+    assert len(world.pushed) > 900
+    assert not waited_for & world.pages
+
+
+def test_file_whose_read_was_waited_for_is_as_any_other_once_it_is_read_or_announced() -> None:
+    world = World(200)
+    world.list_all()
+    read, announced = world.files[100], world.files[150]
+    for ino in (read, announced):
+        world.policy.leave_out(ino)
+    world.read(read)
+    world.policy.announce([announced], world.now_s)
+    world.push(1)
+    assert world.pushed == [announced]
+    world.now_s += 100
+    world.pages.clear()
+    world.read(announced)  # so the kernel gave pages up: everything is to be pushed again
+    world.push(100)
+    assert read in world.pages
+
+
 def test_sentinel_left_out_twice_vouches_for_all_that_was_pushed() -> None:
     policy = PushPolicy(64 * MIB, random.Random(1))
     for _time in range(2):
@@ -342,6 +373,7 @@ STEP = st.one_of(
     st.tuples(st.just("read"), st.integers(0, 1200), st.just(0)),
     st.tuples(st.just("push"), st.integers(1, 20), st.just(0)),
     st.tuples(st.just("announce"), st.integers(0, 1200), st.integers(1, 50)),
+    st.tuples(st.just("leave out"), st.integers(0, 1200), st.just(0)),
     st.tuples(st.just("limit"), st.sampled_from([0, MIB, 4 * MIB]), st.just(0)),
     st.tuples(st.just("wait"), st.integers(1, 5), st.just(0)),
 )
@@ -365,6 +397,8 @@ def test_whatever_happens_the_budget_holds_and_the_books_balance(
                 assert policy.outstanding_bytes <= policy.window_bytes + BATCH * size_bytes
         elif what == "announce":
             policy.announce(range(FIRST + number, FIRST + number + count), world.now_s)
+        elif what == "leave out":
+            policy.leave_out(FIRST + number)
         elif what == "limit":
             policy.limit_bytes = number
         else:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from fanoutfs.index.format import FIRST_INO, INO_KEY, Ownership
+from fanoutfs.index.format import FIRST_INO, FORMAT_VERSION, INO_KEY, Ownership
 from fanoutfs.index.operations import (
     ApplyChildren,
     Change,
     ChangeKind,
     DropBlocks,
     FreeOrphans,
+    OldFormatError,
     OpenVolume,
     PutBlocks,
     blocks_bytes,
@@ -227,9 +228,15 @@ def test_index_of_another_source_is_refused(index: IndexEnvironment) -> None:
         apply(index, OpenVolume("other", OWNER, NOW_NS).apply)
 
 
-def test_index_of_another_format_is_refused(index: IndexEnvironment) -> None:
-    apply(index, lambda txn: txn.set_setting(b"format", (2).to_bytes(8, "little")))
-    with pytest.raises(ValueError, match="format 2"):
+def test_index_of_a_newer_format_is_refused(index: IndexEnvironment) -> None:
+    apply(index, lambda txn: txn.set_setting(b"format", (FORMAT_VERSION + 1).to_bytes(8, "little")))
+    with pytest.raises(ValueError, match=f"format {FORMAT_VERSION + 1}"):
+        apply(index, OpenVolume("test", OWNER, NOW_NS).apply)
+
+
+def test_index_of_an_older_format_is_recognised(index: IndexEnvironment) -> None:
+    apply(index, lambda txn: txn.set_setting(b"format", (1).to_bytes(8, "little")))
+    with pytest.raises(OldFormatError, match="format 1"):
         apply(index, OpenVolume("test", OWNER, NOW_NS).apply)
 
 
@@ -287,13 +294,13 @@ def test_put_and_drop_blocks_account_for_each_byte_once(index: IndexEnvironment)
     assert apply(index, PutBlocks(ino, 0, {3: 34}).apply) is True
     assert apply(index, PutBlocks(ino, 1, {0: 55}).apply) is True
     assert cached_bytes(index) == 2 * BLOCK_BYTES + 5
-    present, checksums = apply(index, lambda txn: txn.part(ino, 0))
-    assert (present, checksums[0], checksums[3]) == (0b1001, 11, 34)
+    present, checksums, disk = apply(index, lambda txn: txn.part(ino, 0))
+    assert (present, checksums[0], checksums[3], disk) == (0b1001, 11, 34, 0)
     assert apply(index, lambda txn: txn.parts(ino)) == [0, 1]
 
-    assert apply(index, DropBlocks(ino, 0, 0b1010).apply) == (0b1000, BLOCK_BYTES)
-    assert apply(index, DropBlocks(ino, 0, 0b1010).apply) == (0, 0)
-    assert apply(index, DropBlocks(ino, 1, -1).apply) == (1, 5)
+    assert apply(index, DropBlocks(ino, 0, 0b1010).apply) == (0b1000, BLOCK_BYTES, 0)
+    assert apply(index, DropBlocks(ino, 0, 0b1010).apply) == (0, 0, 0)
+    assert apply(index, DropBlocks(ino, 1, -1).apply) == (1, 5, 0)
     assert cached_bytes(index) == BLOCK_BYTES
     assert apply(index, lambda txn: txn.parts(ino)) == [0]
 

@@ -129,3 +129,18 @@ async def test_stop_commits_what_was_submitted(store: Store) -> None:
         store.gate.set()
         await trio.to_thread.run_sync(writer.stop)
     assert [text for group in store.commits for text in group] == ["first", "second"]
+
+
+async def test_a_group_is_announced_until_it_is_committed_or_refused_and_a_short_change_is_not(store: Store) -> None:
+    told: list[tuple[bool, int]] = []
+    store.gate.set()
+    writer: GroupWriter[list[str]] = GroupWriter(
+        "test-writer", store.begin, note_busy=lambda is_busy: told.append((is_busy, len(store.commits)))
+    )
+    assert await writer.run(note("short"), is_short=True) == "SHORT"
+    assert told == []
+    await writer.run(note("long"))
+    with pytest.raises(ValueError, match="no"):
+        await writer.run(refuse)
+    writer.stop()
+    assert told == [(True, 1), (False, 2), (True, 2), (False, 2)]

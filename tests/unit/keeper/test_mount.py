@@ -103,7 +103,6 @@ def test_dead_mount_of_another_file_system_is_refused_and_left(
 
 @needs_root
 def test_silent_mount_times_out_instead_of_hanging(mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attach, "PROBE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(attach.probe, "__defaults__", (0.2,))
     fd = attach.mount(mountpoint, "memory://", read_only=True, allow_other=False)
     try:
@@ -117,6 +116,19 @@ def test_silent_mount_times_out_instead_of_hanging(mountpoint: Path, monkeypatch
 
 
 # --- mount and unmount as root ---------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize("noexec", [True, False])
+def test_noexec_is_honoured(mountpoint: Path, noexec: bool) -> None:
+    fd = attach.mount(mountpoint, "memory://", read_only=False, allow_other=False, noexec=noexec)
+    try:
+        info = find_mount(mountpoint)
+        assert info is not None
+        assert ("noexec" in info.options) is noexec
+    finally:
+        attach.unmount(mountpoint, lazy=True, force=True)
+        os.close(fd)
 
 
 @needs_root

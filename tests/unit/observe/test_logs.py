@@ -1,6 +1,8 @@
 """Repeating messages are dropped and counted."""
 
+import json
 import logging
+import sys
 
 import pytest
 
@@ -33,3 +35,16 @@ def test_other_call_site_has_its_own_limit() -> None:
     second.lineno = 8
     assert repeat.filter(first)
     assert repeat.filter(second)
+
+
+def test_json_is_one_object_a_line_whatever_the_message() -> None:
+    formatter = logs._JsonFormatter("core")
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        record = logging.LogRecord("fanoutfs.x", logging.ERROR, "/f.py", 7, 'event key="%s"', ("a\nb",), sys.exc_info())
+    line = formatter.format(record)
+    assert "\n" not in line
+    found = json.loads(line)
+    assert (found["level"], found["process"], found["message"]) == ("error", "core", 'event key="a\nb"')
+    assert "two\nlines" in found["exception"]

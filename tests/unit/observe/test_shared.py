@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from fanoutfs.config import schema
 from fanoutfs.observe.catalog import ANSWERED_BASE, METRICS, RELAYED_BASE, Count, message_names
 from fanoutfs.observe.shared import (
@@ -9,11 +11,16 @@ from fanoutfs.observe.shared import (
     CORE_ROW,
     CURRENT_UNIQUE,
     FIRST_FRONT_ROW,
+    LONG_TRIAL_NS,
     MAX_FRONTS,
+    RESENDS,
     SCRATCH_BYTES,
     SCRATCH_SLOTS,
+    SIDE_BYTES,
+    SIDE_SLOTS,
     SLOT_NODEID,
     SLOT_SEQUENCE_OPCODE,
+    SLOT_SIDE,
     SLOT_STARTED_NS,
     SLOT_UNIQUE,
     SLOT_WORDS,
@@ -23,6 +30,7 @@ from fanoutfs.observe.shared import (
     SUSPICION_CRASH,
     SUSPICION_KILL,
     SUSPICION_LIMIT,
+    TRIAL_NS,
     SharedState,
     bump,
 )
@@ -168,6 +176,21 @@ def test_suspect_waits_while_another_is_on_trial_or_the_core_starts() -> None:
     assert shared.may_try_suspect()
 
 
+def test_who_was_on_trial_at_a_crash_stands_a_longer_trial_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = SharedState()
+    shared.row(CORE_ROW)[STARTED_NS] = 1
+    now = [1]
+    monkeypatch.setattr("fanoutfs.observe.shared.time.monotonic_ns", lambda: now[0])
+    for crashes, trial_ns in ((1, TRIAL_NS), (2, LONG_TRIAL_NS)):
+        shared.suspect(5, SUSPICION_CRASH)
+        assert shared.suspicion(5) == crashes * SUSPICION_CRASH
+        shared.suspect_in_core = 5
+        now[0] += trial_ns
+        assert not shared.may_try_suspect()
+        now[0] += 1
+        assert shared.may_try_suspect()
+
+
 # --- scratch -------------------------------------------------------------------------------------------------------
 
 
@@ -181,3 +204,39 @@ def test_scratch_slots_do_not_overlap() -> None:
     assert shared.scratch_mark(SCRATCH_SLOTS - 1) == 42
     assert shared.scratch_mark(0) == 0
     assert shared.in_flight() == []
+
+
+def test_side_slots_of_fronts_are_apart_and_come_back() -> None:
+    shared = SharedState()
+    taken = [
+        [slot for _index in range(SIDE_SLOTS) if (slot := shared.take_side(front, 2)) is not None] for front in (0, 1)
+    ]
+    assert [len(slots) for slots in taken] == [SIDE_SLOTS // 2] * 2
+    assert set(taken[0]).isdisjoint(taken[1])
+    shared.free_side(taken[1][5], 100)
+    assert shared.take_side(0, 2) is None
+    assert shared.take_side(1, 2) == taken[1][5]
+
+
+def test_large_body_gives_its_memory_back() -> None:
+    shared = SharedState()
+    slot = shared.take_side(0, 1)
+    assert slot is not None
+    shared.side(slot)[:] = b"x" * SIDE_BYTES
+    shared.free_side(slot, SIDE_BYTES)
+    assert bytes(shared.side(slot)) == bytes(SIDE_BYTES)
+
+
+def test_redelivery_drops_requests_with_bodies_and_no_others() -> None:
+    shared = SharedState()
+    for slot, side in ((0, 0), (1, 8)):
+        shared.inflight[slot * SLOT_WORDS + SLOT_SIDE] = side
+        shared.inflight[slot * SLOT_WORDS + SLOT_UNIQUE] = 10 + slot
+    taken = shared.take_side(0, 1)
+    shared.begin_resend()
+    assert shared.flags[RESENDS] % 2 == 1
+    shared.drop_bodies()
+    shared.end_resend()
+    assert shared.flags[RESENDS] == 2
+    assert [request.unique for request in shared.in_flight()] == [10]
+    assert shared.take_side(0, 1) == taken

@@ -1,0 +1,20 @@
+"""`fanoutfs unpin`: let pinned files be evicted again."""
+
+import click
+
+from fanoutfs.cli.document import json_option, print_json
+from fanoutfs.cli.place import group_by_mount
+from fanoutfs.cli.progress import ask
+
+
+@click.command(epilog="Example:  fanoutfs unpin /mnt/data/validation")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@json_option
+def unpin(paths: tuple[str, ...], as_json: bool) -> None:
+    """Let the files and trees at PATH be evicted when room is needed, whatever pinned them: a pin or a policy."""
+    documents = [
+        {"mountpoint": str(mountpoint), **ask(mountpoint, "pin", paths=relative, pinned=False)}
+        for mountpoint, relative in group_by_mount(paths)
+    ]
+    if as_json:
+        print_json(documents)

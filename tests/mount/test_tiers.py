@@ -1,0 +1,89 @@
+"""`fanoutfs info` and `tier ls|du` on real mounts: each state is seen as it is, and bytes add up."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fanoutfs.records import MIB
+from tests.mount import kernel
+from tests.mount.test_import import fill
+from tests.support.mounts import run_command, wait_until
+from tests.support.servers import Bucket
+
+SIZE = 10 * MIB
+
+
+def info(*paths: Path) -> list[dict[str, Any]]:
+    """Return what `fanoutfs info --json` says."""
+    result = run_command("info", "--json", *map(str, paths))
+    assert result.returncode == 0, result.stderr
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def usage(*paths: Path) -> dict[str, tuple[int, int]]:
+    """Return {tier: (files, bytes)} as `tier du --json` says, without the empty ones."""
+    result = run_command("tier", "du", "--json", *map(str, paths))
+    assert result.returncode == 0, result.stderr
+    tiers = json.loads(result.stdout)["tiers"]
+    return {tier: (each["files"], each["bytes"]) for tier, each in tiers.items() if each["files"] or each["bytes"]}
+
+
+def test_a_file_is_remote_then_cached_in_part_then_whole(bucket: Bucket) -> None:
+    bucket.put("data/big", os.urandom(SIZE))
+    with kernel.mounted_bucket(bucket, "--max-readahead", "0B") as mount:
+        path = mount.path / "data/big"
+        (before,) = info(path)
+        assert (before["tier"], before["share_cached"], before["size_bytes"]) == ("remote", 0, SIZE)
+        assert before["object_key"] == f"{bucket.prefix}data/big"
+        assert before["etag"] and before["last_access_ns"] is None
+        with open(path, "rb", buffering=0) as stream:
+            assert len(stream.read(4096)) == 4096
+        mount.wait_for_fills()
+        (partly,) = info(path)
+        assert partly["tier"] == "cached"
+        assert 0 < partly["cached_bytes"] < SIZE
+        assert usage(mount.path)["remote"] == (0, SIZE - partly["cached_bytes"])
+        kernel.read_all(path)
+        mount.wait_for_fills()
+        (whole,) = info(path)
+        assert (whole["tier"], whole["share_cached"]) == ("cached", 1)
+        assert usage(mount.path) == {"cached": (1, SIZE)}
+        wait_until(lambda: info(path)[0]["last_access_ns"], "the front has told that it was read")
+        assert os.getxattr(path, "user.fanoutfs.tier") == b"cached"
+        assert os.getxattr(path, "user.fanoutfs.cached") == f"{SIZE}/{SIZE}".encode()
+
+
+def test_dirty_and_local_files_are_told_from_those_in_the_store(bucket: Bucket) -> None:
+    fill(bucket, ["d/a", "d/b"])
+    with kernel.mounted_bucket(bucket, "--upload-delay", "1h", "--upload-deadline", "1h") as mount:
+        (mount.path / "d/new").write_bytes(b"x" * 1000)
+        (mount.path / "d/new.tmp").write_bytes(b"x" * 500)
+        os.chmod(mount.path / "d/a", 0o600)
+        new, never, changed = info(mount.path / "d/new", mount.path / "d/new.tmp", mount.path / "d/a")
+        assert (new["tier"], new["etag"], new["object_key"]) == ("dirty", "", "")
+        assert new["key"].endswith("d/new")
+        assert never["tier"] == "local"
+        assert "--no-upload" in never["why"]
+        assert changed["tier"] == "remote"
+        assert "metadata" in changed["why"]
+        found = usage(mount.path / "d")
+        assert found["dirty"] == (1, 1000)
+        assert found["local"] == (1, 500)
+        assert found["remote"] == (2, 6)
+        listed = run_command("tier", "ls", "-R", str(mount.path)).stdout.splitlines()
+        assert [line.split()[0] for line in listed] == ["directory", "remote", "remote", "dirty", "local"]
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        (uploaded,) = info(mount.path / "d/new")
+        assert uploaded["tier"] == "cached" and uploaded["etag"]
+
+
+def test_what_is_not_there_is_said_in_one_line_with_an_exit_code(bucket: Bucket) -> None:
+    bucket.put("a", b"x")
+    with kernel.mounted_bucket(bucket) as mount:
+        result = run_command("info", str(mount.path / "a"), str(mount.path / "absent"))
+        assert result.returncode == 1
+        assert "no such file" in result.stdout
+        assert "remote" in result.stdout
+    assert run_command("info", "/nowhere").returncode == 12

@@ -1,0 +1,1 @@
+"""A long run of mixed load with faults on two mounts of a real store: `scripts/soak`."""

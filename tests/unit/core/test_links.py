@@ -1,0 +1,77 @@
+"""Further names of a file have objects of their own; those go with their names, whatever was written in between."""
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.unit.core.flat import FlatBackend
+from tests.unit.core.rig import running_core
+from tests.unit.core.sender import Sender, sending
+
+Act = Callable[[Sender], Awaitable[None]]
+
+
+async def unlink(sender: Sender) -> None:
+    await sender.unlink("d/b")
+
+
+async def rename(sender: Sender) -> None:
+    await sender.rename("d/b", "c")
+
+
+async def rename_directory(sender: Sender) -> None:
+    await sender.rename("d", "e")
+
+
+async def rename_directory_twice(sender: Sender) -> None:
+    await sender.rename("d", "e")
+    await sender.rename("e", "f")
+
+
+async def unlink_first_and_rename(sender: Sender) -> None:
+    await sender.unlink("a")
+    await sender.rename("d/b", "c")
+
+
+async def rename_directory_and_unlink(sender: Sender) -> None:
+    await sender.rename("d", "e")
+    await sender.unlink("e/b")
+
+
+async def rename_directory_and_name(sender: Sender) -> None:
+    await sender.rename("d", "e")
+    await sender.rename("e/b", "c")
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (unlink, {"a", "d/x"}),
+        (rename, {"a", "c", "d/x"}),
+        (rename_directory, {"a", "e/b", "e/x"}),
+        (rename_directory_twice, {"a", "f/b", "f/x"}),
+        (unlink_first_and_rename, {"c", "d/x"}),
+        (rename_directory_and_unlink, {"a", "e/x"}),
+        (rename_directory_and_name, {"a", "c", "e/x"}),
+    ],
+)
+@pytest.mark.parametrize("is_written", [True, False])
+async def test_object_of_a_further_name_goes_with_it(
+    tmp_path: Path, act: Act, expected: set[str], is_written: bool
+) -> None:
+    async with running_core(tmp_path, make_backend=FlatBackend) as rig:
+        async with sending(rig, tmp_path) as sender:
+            await sender.mkdir("d")
+            await sender.create("a", b"old")
+            await sender.create("d/x", b"other")
+            await sender.link("a", "d/b")
+            await sender.settled()
+            assert sender.bucket() == {"a": b"old", "d/b": b"old", "d/x": b"other"}
+        async with sending(rig, tmp_path, upload_delay=0.2) as sender:  # long enough to be before the upload
+            if is_written:
+                await sender.write("a", 0, b"new")
+            await act(sender)
+            await sender.settled()
+            content = b"new" if is_written else b"old"
+            assert sender.bucket() == {path: b"other" if path.endswith("x") else content for path in expected}
