@@ -117,7 +117,7 @@ def run_together(
         pids: set[int] = set()
         scope.callback(_kill, pids)
         for index in range(processes):
-            with without_interrupts():  # raised inside an at-fork hook it would be printed and forgotten
+            with without_interrupts():  # else a child could be forked and not be known
                 pid = os.fork()
                 if pid == 0:
                     _run_child(index, slots[index], gate, work)

@@ -9,18 +9,21 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import ClassVar, Final
 
 from fanoutfs.errors import FanoutError
 
 STOP_TIMEOUT_S: Final = 10.0
 MOUNT_TIMEOUT_S: Final = 30.0
 _UNMOUNT_TRIES: Final = 20
+_THROWN_AGAIN_AFTER_S: Final = 0.01
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 
 class PeerError(FanoutError):
@@ -31,29 +34,63 @@ class Interrupted(BaseException):
     """SIGTERM or SIGHUP: unwinds like KeyboardInterrupt, so that every scope is left."""
 
 
+class _PutOff:
+    """Signals that wait for the end of a `without_interrupts`."""
+
+    depth = 0
+    waiting: ClassVar[list[int]] = []
+
+
 @contextlib.contextmanager
 def signals_unwind() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into Interrupted while the block runs.  Main thread only."""
+    """Turn SIGTERM and SIGHUP into Interrupted, Ctrl-C into KeyboardInterrupt while the block runs.  Main thread only.
 
-    def raise_interrupted(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(signal.Signals(number).name)
+    Python drops what a handler raises within a destructor, a weak reference's callback or a hook of `fork`.  What is
+    dropped there is thrown again a moment later, so that no signal is lost.
+    """
 
-    before = {number: signal.signal(number, raise_interrupted) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def unwind(number: int, _frame: FrameType | None) -> None:
+        if _PutOff.depth:
+            _PutOff.waiting.append(number)
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            raise Interrupted(signal.Signals(number).name)
+
+    def throw_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, Interrupted | KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _THROWN_AGAIN_AFTER_S)
+        else:
+            hook_before(dropped)
+
+    hook_before, sys.unraisablehook = sys.unraisablehook, throw_again
+    before = {number: signal.signal(number, unwind) for number in _SIGNALS}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook_before
 
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Put off Ctrl-C, SIGTERM and SIGHUP: cleaning up is not interrupted by an impatient second Ctrl-C."""
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    """Put off Ctrl-C, SIGTERM and SIGHUP: cleaning up is not interrupted by an impatient second Ctrl-C.
+
+    The signal mask alone is not enough: the kernel gives a signal that this thread blocks to another one (a client's),
+    and Python runs the handler in this one all the same.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    _PutOff.depth += 1
     try:
         yield
     finally:
+        _PutOff.depth -= 1
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if not _PutOff.depth and _PutOff.waiting:
+            number, _PutOff.waiting[:] = _PutOff.waiting[0], ()
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,9 @@
 import contextlib
 import os
 import shutil
+import signal
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -111,3 +114,40 @@ def test_scratch_directory_goes_also_after_an_interrupt(tmp_path: Path) -> None:
         (directory / "file").touch()
         os.kill(os.getpid(), 15)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_that_python_drops_interrupts_nevertheless(tmp_path: Path, number: signal.Signals) -> None:
+    class Deleted:
+        def __del__(self) -> None:
+            signal.raise_signal(number)  # what the handler raises here is dropped
+
+    with pytest.raises(scope.Interrupted), scope.signals_unwind(), scratch_directory(tmp_path, "x-"):
+        Deleted()
+        threading.Event().wait(30)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_that_another_thread_gets_waits_for_the_end_of_cleaning_up(number: signal.Signals) -> None:
+    done = []
+    may_end, (arrived, arrives) = threading.Event(), socket.socketpair()
+    arrives.setblocking(False)
+    thread = threading.Thread(target=may_end.wait)
+    thread.start()  # it blocks no signal
+    assert thread.ident is not None
+    before = signal.set_wakeup_fd(arrives.fileno())
+    try:
+        with pytest.raises((scope.Interrupted, KeyboardInterrupt)), scope.signals_unwind():
+            with scope.without_interrupts():
+                signal.pthread_kill(thread.ident, number)
+                arrived.recv(1)
+                done.append("cleaned up")
+            done.append("went on")
+    finally:
+        signal.set_wakeup_fd(before)
+        may_end.set()
+        thread.join()
+        arrived.close()
+        arrives.close()
+    assert done == ["cleaned up"]
