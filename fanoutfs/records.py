@@ -9,6 +9,9 @@ KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
+SMALL_FILE_MAX_BYTES: Final = MIB
+"""The small-file store takes whole contents up to this size, whatever the mount's options and policies say."""
+
 BLOCK_BYTES: Final = 256 * KIB
 """Checksum and presence unit of large files.  A cold 4 KiB read verifies one block (about 20 us of xxh3), a 1 MiB
 READ verifies four; 1 GiB of file needs 32 KiB of checksums."""

@@ -131,6 +131,7 @@ def _explanation(found: Mapping[str, Any]) -> Iterator[str]:
     else:
         evict = "when room is needed"
     yield f"  evict     {evict}"
+    yield f"  kept      {'with other small files, in segments' if found['packed'] else 'in a cache file of its own'}"
 
 
 @tier.command(epilog="Example:  fanoutfs tier plan /mnt/run")

@@ -11,6 +11,8 @@
     keep_local = true                # never uploaded, not even by `tier push`
     storage_class = "GLACIER_IR"     # of what is uploaded; with storage_class_after: of what is older
     storage_class_after = "30d"      # since the object's modification
+    packed = false                   # not in the small-file store, but in a cache file of its own; true: in the store,
+                                     # up to 1 MiB; default: by --small-file-size
 
 Paths are relative to the mountpoint.  `*` and `?` stay within a name, `**` crosses "/".  A pattern without "/" is
 compared with every name on the path, one with "/" with the whole path; what matches a directory matches all below it.
@@ -26,13 +28,14 @@ from fanoutfs.config import units
 from fanoutfs.config.files import RawTable, read_file
 from fanoutfs.config.nearest import nearest
 from fanoutfs.errors import UsageError
+from fanoutfs.records import SMALL_FILE_MAX_BYTES
 
 NEVER: Final = float("inf")
 """`upload_after`: not by itself."""
 
 _KEYS: Final = frozenset(
     ("name", "path", "min_size", "max_size", "upload_after", "evict_after", "pin", "keep_local", "storage_class")
-    + ("storage_class_after",)
+    + ("storage_class_after", "packed")
 )
 _CLASS: Final = re.compile(r"[A-Za-z0-9_]{1,40}")
 
@@ -52,6 +55,7 @@ class Policy:
     is_kept_local: bool = False
     storage_class: str = ""
     storage_class_after_s: float | None = None
+    is_packed: bool | None = None
 
 
 def load_policies(path: Path) -> tuple[Policy, ...]:
@@ -160,9 +164,9 @@ class _Table:
                 return seconds
         raise self.refuse(key, 'write a time, for example "30s" or "7d"' + (', or "never"' if is_never_fine else ""))
 
-    def flag(self, key: str) -> bool:
-        value = self.get(key, False)
-        if not isinstance(value, bool):
+    def flag(self, key: str) -> bool | None:
+        value = self.get(key)
+        if value is not None and not isinstance(value, bool):
             raise self.refuse(key, "write true or false")
         return value
 
@@ -193,10 +197,11 @@ def _parse(name: str, raw: RawTable) -> Policy:
         max_size=table.size("max_size"),
         upload_after_s=table.duration("upload_after", is_never_fine=True),
         evict_after_s=table.duration("evict_after"),
-        is_pinned=table.flag("pin"),
-        is_kept_local=table.flag("keep_local"),
+        is_pinned=table.flag("pin") or False,
+        is_kept_local=table.flag("keep_local") or False,
         storage_class=table.storage_class(),
         storage_class_after_s=table.duration("storage_class_after"),
+        is_packed=table.flag("packed"),
     )
     _check(policy, table)
     return policy
@@ -212,3 +217,5 @@ def _check(policy: Policy, table: _Table) -> None:
         raise table.refuse("keep_local", "what is never uploaded has neither upload_after nor storage_class")
     if policy.storage_class_after_s is not None and not policy.storage_class:
         raise table.refuse("storage_class_after", "which storage_class?")
+    if policy.is_packed and policy.min_size > SMALL_FILE_MAX_BYTES:
+        raise table.refuse("packed", "min_size is above 1 MiB: files of that size are never packed")

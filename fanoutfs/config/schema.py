@@ -14,7 +14,7 @@ from fanoutfs.config.profiles import PROFILES
 from fanoutfs.errors import UsageError
 from fanoutfs.eviction import CHOICE_NAMES
 from fanoutfs.observe.derived import DEFAULT_PRICES, Prices, parse_prices
-from fanoutfs.records import GIB, KIB, MIB
+from fanoutfs.records import GIB, KIB, MIB, SMALL_FILE_MAX_BYTES
 
 if TYPE_CHECKING:  # few mounts have any
     from fanoutfs.config.policies import Policy
@@ -135,7 +135,7 @@ class MountConfig:
     region: str = _setting("", "text", "region of the bucket")
     aws_profile: str = _setting("", "text", "profile of the AWS configuration files to take credentials from")
     small_file_size: int = _setting(
-        128 * KIB, "size", "files up to this size are kept in the small-file store", least=0, most=MIB
+        128 * KIB, "size", "files up to this size are kept in the small-file store", least=0, most=SMALL_FILE_MAX_BYTES
     )
     small_cache_share: float = _setting(
         0.5,

@@ -5,7 +5,7 @@ for them), the file system over both, what fetches ahead of readers, and jobs.  
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -37,6 +37,7 @@ from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.outbound import Outbound, make_outbound
 from fanoutfs.core.placement import Placement, make_placement
 from fanoutfs.core.plans import Plans
+from fanoutfs.core.policybook import PolicyBook
 from fanoutfs.core.prefetch import Prefetch
 from fanoutfs.core.push import Push
 from fanoutfs.core.readahead import ReadAhead
@@ -50,6 +51,7 @@ from fanoutfs.core.task import CoreTask
 from fanoutfs.core.trace import Trace
 from fanoutfs.core.warming import Warming
 from fanoutfs.eviction.recency import LEARNT
+from fanoutfs.index.format import Ownership
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
@@ -79,6 +81,12 @@ class Base:
     grace: Grace
     durable: Durable
     further: Sequence[Further]
+    book: PolicyBook
+
+    @property
+    def ownership(self) -> Ownership:
+        """Return what files show as owner and mode, and where their content is kept."""
+        return replace(self.task.ownership, policy=self.book.is_packed)
 
     @property
     def config(self) -> MountConfig:
@@ -163,25 +171,28 @@ def build_base(
     row = task.shared.row(CORE_ROW)
     durable = Durable(volume.environment, task.config.cache_size)
     volume.environment.show_pin(task.shared.pin)
+    clock, reader = SystemClock(), IndexReader(volume.environment)
+    writer: GroupWriter[IndexTransaction] = GroupWriter(
+        "index-writer",
+        partial(write_transaction, volume.environment),
+        durable.note_committed,
+        partial(_mark_busy, task.shared.flags),
+        volume.environment.make_room,
+    )
     return Base(
         task=task,
         volume=volume,
         backend=backend,
         has_epoch=has_epoch,
         row=row,
-        clock=SystemClock(),
-        reader=IndexReader(volume.environment),
-        writer=GroupWriter(
-            "index-writer",
-            partial(write_transaction, volume.environment),
-            durable.note_committed,
-            partial(_mark_busy, task.shared.flags),
-            volume.environment.make_room,
-        ),
+        clock=clock,
+        reader=reader,
+        writer=writer,
         notifier=Notifier(task.notify, has_epoch=has_epoch, row=row),
         grace=Grace(task.shared, task.config.front_count()),
         durable=durable,
         further=further,
+        book=PolicyBook(config=task.config, reader=reader, writer=writer, root_prefix=task.root_prefix, clock=clock),
     )
 
 
@@ -243,10 +254,10 @@ def build_outbound(core: Core, tag: str) -> Outbound:
         jobs=core.long_work.jobs,
         is_held=base.notifier.is_held,
         locate=partial(resolve_path, core.filesystem, base.reader, ROOT_INO),
-        book=core.placement.book,
+        book=base.book,
         warming=core.long_work.warming,
         unanswered=base.task.unanswered,
-        ownership=base.task.ownership,
+        ownership=base.ownership,
         clock=base.clock,
         tag=tag,
         row=base.row,
@@ -263,7 +274,7 @@ def build_outbound(core: Core, tag: str) -> Outbound:
     core.placement.policing.hurry = outbound.uploads.hurry
     core.placement.policing.reclass = outbound.classes.change
     core.placement.policing.let_readers_first = core.data.admission.let_readers_first
-    core.placement.book.on_change.append(outbound.uploads.note_rules_changed)
+    base.book.on_change.append(outbound.uploads.note_rules_changed)
     core.placement.tiers.is_uploading = outbound.uploads.is_uploading
     return outbound
 
@@ -282,7 +293,7 @@ def _build_names(base: Base, nursery: trio.Nursery) -> Names:
         writer=base.writer,
         notifier=base.notifier,
         grace=base.grace,
-        ownership=base.task.ownership,
+        ownership=base.ownership,
         clock=base.clock,
         op_timeout_s=base.config.op_timeout,
         row=base.row,
@@ -381,7 +392,7 @@ def _build_writing(base: Base, data: Data, filesystem: FileSystem) -> Writing:
         durable=base.durable,
         numbers=numbers,
         spares=spares,
-        ownership=base.task.ownership,
+        ownership=base.ownership,
         root_prefix=base.task.root_prefix,
         clock=base.clock,
         op_timeout_s=base.config.op_timeout,
@@ -441,7 +452,7 @@ def _build_long_work(base: Base, names: Names, data: Data, nursery: trio.Nursery
         reader=base.reader,
         writer=base.writer,
         listings=names.listings,
-        ownership=base.task.ownership,
+        ownership=base.ownership,
         clock=base.clock,
         row=base.row,
         has_epoch=base.has_epoch,
@@ -464,6 +475,8 @@ def _build_placement(base: Base, nursery: trio.Nursery, data: Data, writing: Wri
         config=base.config,
         root_prefix=base.task.root_prefix,
         backend=base.backend,
+        book=base.book,
+        ownership=base.ownership,
         reader=base.reader,
         writer=base.writer,
         small=base.volume.small,

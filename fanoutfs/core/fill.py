@@ -471,7 +471,8 @@ class Fills:
             bump(self._row, Count.PREFETCH_BYTES, fill.size_bytes)
         if not known:
             self._files.remove(inode.ino)
-            raise StaleInodeError(f"inode {inode.ino} was freed while it was fetched")
+            if not self._inode(inode.ino).is_small:  # (repacked meanwhile: whoever waits asks again)
+                raise StaleInodeError(f"inode {inode.ino} was freed while it was fetched")
 
     async def _store(self, fill: Fill, slot: int | None, disk: int) -> bool:
         """Fetch, if that is not done yet, and write to a disk and the index; False: the inode is gone.  Checkpoint.

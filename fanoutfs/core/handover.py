@@ -33,26 +33,23 @@ class HandOver:
         files: CacheFiles,
         small: SmallStore,
         space: Space,
-        small_file_size: int,
     ) -> None:
-        """small_file_size: up to which the small store has the content."""
         self._reader = reader
         self._staging = staging
         self._files = files
         self._small = small
         self._space = space
-        self._small_file_size = small_file_size
 
     async def bring(
-        self, inode: Inode, size_bytes: int, checksums: dict[int, int]
+        self, inode: Inode, size_bytes: int, checksums: dict[int, int], *, is_small: bool
     ) -> tuple[dict[int, int], dict[int, int]]:
         """Bring the content into the cache as far as there is room.  Checkpoint.  Raises DatabaseError.
 
-        checksums: as `Staging.make_clean`.  Return the checksums of the blocks that the cache files have, and the disks
-        of parts that are not on disk 0.
+        checksums: as `Staging.make_clean`.  is_small: into the small-file store.  Return the checksums of the blocks
+        that the cache files have, and the disks of parts that are not on disk 0.
         """
         ino = inode.ino
-        if size_bytes <= self._small_file_size:
+        if is_small:
             if size_bytes and inode.is_whole:
                 content = os.pread(self._staging.descriptor(ino, inode.life), size_bytes, 0)
                 put = self._small.put if self._space.is_pinned(ino) else self._small.put_if_room

@@ -20,6 +20,7 @@ from fanoutfs.core.control import Command
 from fanoutfs.core.evicting import Evicting
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.jobs import Jobs
+from fanoutfs.core.packing import Packing
 from fanoutfs.core.policing import Policing
 from fanoutfs.core.policybook import PolicyBook
 from fanoutfs.core.restoring import Restoring
@@ -27,6 +28,7 @@ from fanoutfs.core.space import Space
 from fanoutfs.core.staging import Staging
 from fanoutfs.core.tiers import Tiers
 from fanoutfs.core.warming import Warming
+from fanoutfs.index.format import Ownership
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
@@ -64,6 +66,7 @@ class Placement:
             "pins": sum(self.book.pins.values()),
             "evicted_by_age_bytes": self.policing.evicted_bytes,
             "reclassed_files": self.policing.reclassed_files,
+            "repacked_files": self.policing.repacked_files,
             "archived_files_met": self.restoring.refused,
         }
 
@@ -86,6 +89,8 @@ def make_placement(
     config: MountConfig,
     root_prefix: str,
     backend: Backend,
+    book: PolicyBook,
+    ownership: Ownership,
     reader: IndexReader,
     writer: GroupWriter[IndexTransaction],
     small: SmallStore,
@@ -99,7 +104,6 @@ def make_placement(
     row: memoryview,
 ) -> Placement:
     """Build the parts."""
-    book = PolicyBook(config=config, reader=reader, writer=writer, root_prefix=root_prefix, clock=clock)
     accesses = Accesses(reader, writer, clock)
 
     def follow_rules() -> None:
@@ -139,9 +143,21 @@ def make_placement(
         jobs=jobs,
         row=row,
     )
+    packing = Packing(
+        writer=writer,
+        small=small,
+        fills=fills,
+        arena=arena,
+        evicting=evicting,
+        warming=warming,
+        book=book,
+        ownership=ownership,
+        root_prefix=root_prefix,
+    )
     policing = Policing(
         reader=reader,
         book=book,
+        packing=packing,
         tiers=tiers,
         accesses=accesses,
         evicting=evicting,

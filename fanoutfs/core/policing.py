@@ -1,4 +1,4 @@
-"""Policy carried out: files that nobody has read for `evict_after` are evicted, objects change their class with age.
+"""Policy carried out: unread files are evicted, objects change their class with age, small files where they are kept.
 
 Core, trio thread only.  One way to find out what is to be done (`tiering.moves`), walked in three ways: in the
 background, as far as a policy asks for it, at a twentieth of the core's time; by `fanoutfs tier plan`, which tells; and
@@ -24,6 +24,7 @@ from fanoutfs.core.control import Command
 from fanoutfs.core.evicting import Evicting, count_file
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.jobs import Job, Jobs
+from fanoutfs.core.packing import Packing
 from fanoutfs.core.policybook import PolicyBook
 from fanoutfs.core.tiers import Tiers, paths_of
 from fanoutfs.core.walking import TreeWalk
@@ -56,6 +57,7 @@ class Policing:
         *,
         reader: IndexReader,
         book: PolicyBook,
+        packing: Packing,
         tiers: Tiers,
         accesses: Accesses,
         evicting: Evicting,
@@ -66,6 +68,7 @@ class Policing:
     ) -> None:
         self._reader = reader
         self._book = book
+        self._packing = packing
         self._tiers = tiers
         self._accesses = accesses
         self._evicting = evicting
@@ -74,7 +77,7 @@ class Policing:
         self._jobs = jobs
         self._clock = clock
         self._changed = trio.Event()
-        self.evicted_bytes = self.reclassed_files = 0
+        self.evicted_bytes = self.reclassed_files = self.repacked_files = 0
         """What policies have moved in the background since this core began."""
         self.hurry: Callable[[Sequence[int]], None] = _nothing
         """Uploads these without waiting any longer."""
@@ -104,7 +107,7 @@ class Policing:
         ages = Ages(
             None if accessed_ns is None else (now_ns - accessed_ns) / 1e9, (now_ns - inode.version.mtime_ns) / 1e9
         )
-        moves = moves_of(decision, facts, ages, stored_class)
+        moves = moves_of(decision, facts, ages, stored_class, is_misplaced=self._packing.is_misplaced(inode))
         if self.reclass is None:
             moves.pop(Move.RECLASS, None)
         return moves
@@ -130,10 +133,12 @@ class Policing:
         if self.reclass is not None:
             ages += [policy.storage_class_after_s for policy in self._book.policies]
         known = [age_s for age_s in ages if age_s is not None]
+        if any(policy.is_packed is not None for policy in self._book.policies):
+            known.append(_PERIODS * _MAX_PERIOD_S)  # once after a change; and what was in use then, now and then
         return min(_MAX_PERIOD_S, max(_MIN_PERIOD_S, min(known) / _PERIODS)) if known else None
 
     async def _round(self) -> None:
-        freed = reclassed = 0
+        freed = reclassed = repacked = 0
         walk = TreeWalk(self._reader, "", self._tiers.root())
         while True:
             started = time.monotonic()
@@ -145,16 +150,18 @@ class Policing:
             try:
                 freed += (await self._evict(found))[1]
                 reclassed += await self._reclass(found, [])
+                repacked += await self._repack(found)
             except (FanoutError, OSError) as error:
                 log.warning("policies not carried out for now: %s", error)
                 return
             await trio.sleep(took_s * _SHARE)
-        if freed:
+        if freed or repacked:
             await self._evicting.free_dead_bytes()
         self.evicted_bytes += freed
         self.reclassed_files += reclassed
-        if freed or reclassed:
-            log.info("policies carried out freed_bytes=%d reclassed=%d", freed, reclassed)
+        self.repacked_files += repacked
+        if freed or reclassed or repacked:
+            log.info("policies carried out freed_bytes=%d reclassed=%d repacked=%d", freed, reclassed, repacked)
 
     async def _evict(self, found: Sequence[Found]) -> tuple[int, int]:
         files = [(path, inode) for path, inode, moves in found if Move.EVICT in moves]
@@ -173,6 +180,13 @@ class Policing:
                     log.warning("storage class not changed path=%s: %s", path, error)
                     failures.append(f"{path}: {error}")
         return changed
+
+    async def _repack(self, found: Sequence[Found]) -> int:
+        repacked = 0
+        for path, inode, moves in found:
+            if Move.REPACK in moves:
+                repacked += await self._packing.repack(path, inode)
+        return repacked
 
     # --- commands ----------------------------------------------------------------------------------------------
 
@@ -204,6 +218,7 @@ class Policing:
             "pin": decision.pin,
             "storage_class": decision.storage_class,
             "storage_class_after_s": decision.storage_class_after_s,
+            "packed": self._packing.is_packed(path, size_bytes),
         }
 
     async def _plan(self, request: Mapping[str, Any]) -> dict[str, str]:
@@ -236,6 +251,7 @@ class Policing:
         """Do all of it.  What is fetched is waited for, uploads are not: `drain --wait` does that."""
         await self._evict(found)
         await self._reclass(found, failures)
+        self.repacked_files += await self._repack(found)
         self.hurry([inode.ino for _path, inode, moves in found if Move.UPLOAD in moves])
         for path, inode, moves in found:
             if Move.FETCH in moves:

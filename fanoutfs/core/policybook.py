@@ -95,6 +95,15 @@ class PolicyBook:
             path = None if inode is None else self.path_in(txn, ino)
         return self._upload_delay_s if inode is None or path is None else self.delay_s(path, self.size_of(inode))
 
+    def is_packed(self, key: str, size_bytes: int) -> bool | None:
+        """Return whether a policy wants an object's content in the small-file store; None: none says.  Any thread."""
+        policies = self.policies
+        if all(policy.is_packed is None for policy in policies):
+            return None
+        path = key.removeprefix(self._root_prefix).rstrip("/")
+        policy = find_policy(policies, path, size_bytes)
+        return None if policy is None else policy.is_packed
+
     def upload_class(self, path: str, size_bytes: int) -> str:
         """Return the storage class in which a file is uploaded; "": the store's default."""
         return self.decide(path, size_bytes).upload_class

@@ -122,7 +122,6 @@ class Staging:
             files=files,
             small=small,
             space=space,
-            small_file_size=ownership.small_file_size,
         )
         self._ahead = AheadOfReaders()
         self._locks: dict[int, _Held] = {}
@@ -331,8 +330,9 @@ class Staging:
             raise InvariantError(f"{key} has {version.size_bytes} bytes, its staging file {found.st_size}")
         await self._fills.wait_idle(ino)
         self._arena.withdraw_inode(ino)
+        is_small = self._ownership.is_small(key, version.size_bytes)
         async with self._space.handing_over(ino):
-            cached, disks = await self._hand_over.bring(inode, found.st_size, checksums)
+            cached, disks = await self._hand_over.bring(inode, found.st_size, checksums, is_small=is_small)
             clean = MakeClean(
                 ino=ino,
                 life=life,
@@ -341,14 +341,13 @@ class Staging:
                 times_ns=(found.st_mtime_ns, found.st_ctime_ns),
                 checksums=cached,
                 disks=disks,
-                small_file_size=self._ownership.small_file_size,
+                is_small=is_small,
             )
-            is_large = version.size_bytes > self._ownership.small_file_size
-            if is_large and cached and inode.is_whole:
+            if not is_small and cached and inode.is_whole:
                 self._space.occupied.note_adopted(ino, found.st_blocks * 512)
             if not await self._writer.run(clean.apply):
                 return False
-            if is_large:
+            if not is_small:
                 self._space.written_here.note_written(ino)
             await self._grace.wait()
             with contextlib.suppress(OSError):  # the staging file stays then, until a start finds it unknown

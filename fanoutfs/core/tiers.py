@@ -150,6 +150,7 @@ class Tiers:
             "last_access_ns": self._accesses.last_ns(inode.ino),
             "pin": decision.pin,
             "policy": decision.rule,
+            "packed": inode.is_small,
             "parts_in": parts_in,
             "why": self._why(facts, decision, dirty),
         }

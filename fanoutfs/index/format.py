@@ -77,12 +77,13 @@ import json
 import os
 import stat
 import struct
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from enum import IntFlag
 from pathlib import Path
 from typing import Final
 
-from fanoutfs.records import PART_BLOCKS, Version
+from fanoutfs.records import PART_BLOCKS, SMALL_FILE_MAX_BYTES, Version
 from fanoutfs.wire.kernel import ATTR, ATTR_SIZE
 
 FORMAT_VERSION: Final = 2
@@ -175,15 +176,29 @@ def disk_bytes_setting(disk: int) -> bytes:
     return b"disk_bytes/%08x" % disk
 
 
+def _no_policy(_key: str, _size_bytes: int) -> bool | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """What every file and directory shows, because objects do not say: the mount's options."""
+    """What every file and directory shows, and where content is kept: objects do not say, the mount's options do."""
 
     uid: int
     gid: int
     file_mode: int
     dir_mode: int
     small_file_size: int
+    policy: Callable[[str, int], bool | None] = field(default=_no_policy, compare=False, repr=False)
+    """Takes a key and a size in bytes; returns whether a policy wants the content in the small-file store, None: none
+    says.  Any thread.  Not stored."""
+
+    def is_small(self, key: str, size_bytes: int) -> bool:
+        """Tell whether the content of an object belongs to the small-file store."""
+        wanted = self.policy(key, size_bytes)
+        if wanted is None:
+            return size_bytes <= self.small_file_size
+        return wanted and size_bytes <= SMALL_FILE_MAX_BYTES
 
     def pack(self) -> bytes:
         """Return the stored form."""
@@ -448,5 +463,5 @@ def file_inode(ino: int, key: str, version: Version, owner: Ownership) -> Inode:
     """Return the record of one version of an object."""
     mode = stat.S_IFREG | owner.file_mode
     attr = make_attr(ino, mode, version.size_bytes, version.mtime_ns, owner.uid, owner.gid)
-    flags = FLAG_SMALL if version.size_bytes <= owner.small_file_size else 0
+    flags = FLAG_SMALL if owner.is_small(key, version.size_bytes) else 0
     return Inode(ino, attr, 0, flags, version.etag, version.version_id, key)

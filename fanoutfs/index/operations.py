@@ -190,8 +190,8 @@ class PutBlocks:
     """Note that blocks of one part are in the cache file on a disk, with their checksums.
 
     What the part had on another disk, one that is not used any more, is forgotten.
-    Returns False when the inode was freed meanwhile: the bytes must go.  Raises DiskGoneError when the disk was taken
-    out of service meanwhile.
+    Returns False when the inode was freed meanwhile, or its content belongs to the small-file store by now: the bytes
+    must go.  Raises DiskGoneError when the disk was taken out of service meanwhile.
     """
 
     ino: int
@@ -201,7 +201,7 @@ class PutBlocks:
 
     def apply(self, txn: IndexTransaction) -> bool:
         inode = txn.inode(self.ino)
-        if inode is None:
+        if inode is None or inode.is_small:
             return False
         if not txn.has_disk(self.disk):
             raise DiskGoneError(f"disk {self.disk} of the cache was taken out of service")

@@ -137,7 +137,8 @@ class MakeClean:
     version: Version
     times_ns: tuple[int, int]
     checksums: Mapping[int, int]
-    small_file_size: int
+    is_small: bool
+    """The content belongs to the small-file store."""
     disks: Mapping[int, int] = field(default_factory=dict)
     """Part → number of the disk that its blocks are on; what is not named is on disk 0."""
 
@@ -170,7 +171,7 @@ class MakeClean:
         blocks = (size_bytes + 511) // 512
         attr = attr_with(inode.attr, size_bytes=size_bytes, blocks=blocks, mtime_ns=mtime_ns, ctime_ns=ctime_ns)
         flags = inode.flags & ~_NOT_CLEAN | FLAG_ATTRS
-        if size_bytes <= self.small_file_size:
+        if self.is_small:
             flags |= FLAG_SMALL
         return Inode(self.ino, attr, 0, flags, self.version.etag, self.version.version_id, self.key)
 

@@ -7,9 +7,10 @@ the store, or by a rename, stays pinned.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from fanoutfs.index.format import FLAG_SMALL
 from fanoutfs.index.tiers import StoredAs
 from fanoutfs.index.transaction import IndexTransaction
 
@@ -41,6 +42,25 @@ class NoteStored:
         inode = txn.inode(self.ino)
         if inode is not None and inode.etag == self.etag:
             txn.tiers.put_stored(self.ino, self.stored)
+
+
+@dataclass(frozen=True, slots=True)
+class Repack:
+    """Keep a clean file's content in the small-file store from now on, or in a cache file of its own.
+
+    Returns False, and changes nothing, when its cache file has something, or it is not clean (any more).
+    """
+
+    ino: int
+    is_small: bool
+
+    def apply(self, txn: IndexTransaction) -> bool:
+        inode = txn.inode(self.ino)
+        if inode is None or inode.is_dir or inode.is_staged or txn.parts(self.ino):
+            return False
+        flags = inode.flags | FLAG_SMALL if self.is_small else inode.flags & ~FLAG_SMALL
+        txn.put_inode(replace(inode, flags=flags))
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ class Move(StrEnum):
     EVICT = auto()  # not read for as long as its policy says
     FETCH = auto()  # pinned, and not all of it is here
     RECLASS = auto()  # into the storage class for objects of its age
+    REPACK = auto()  # into the small-file store, or out of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,13 @@ class Ages:
     unchanged_s: float
 
 
-def moves_of(decision: Decision, facts: TierFacts, ages: Ages, stored_class: str | None) -> dict[Move, int]:
+def moves_of(
+    decision: Decision, facts: TierFacts, ages: Ages, stored_class: str | None, *, is_misplaced: bool
+) -> dict[Move, int]:
     """Return what is to be done and how many bytes of this machine's disk or network that moves.
 
     stored_class: in which class the object is, None: not known.  A copy inside the store moves nothing here.
+    is_misplaced: the content is kept in the small-file store against a policy, or not there against one.
     """
     tier = tier_of(facts)
     moves: dict[Move, int] = {}
@@ -58,4 +62,7 @@ def moves_of(decision: Decision, facts: TierFacts, ages: Ages, stored_class: str
         and stored_class != decision.storage_class
     ):
         moves[Move.RECLASS] = 0
+    # What is cached of it goes, to be fetched again when it is read.
+    if is_misplaced and not (facts.cached_bytes and (decision.is_pinned or facts.is_archived)):
+        moves[Move.REPACK] = facts.cached_bytes
     return moves

@@ -58,12 +58,15 @@ def test_all_keys_are_understood_in_all_their_forms() -> None:
             "evict_after": "7d",
             "storage_class": "STANDARD_IA",
             "storage_class_after": 60,
+            "packed": False,
         }
     )
+    assert policy.is_packed is False
     assert (policy.paths, policy.min_size, policy.max_size) == (("a", "b/**"), MIB, GIB)
     assert (policy.upload_after_s, policy.evict_after_s, policy.storage_class_after_s) == (1.5, 7 * 86400, 60)
     first, second = parse({"path": "a", "upload_after": "never"}, {"keep_local": True})
     assert first.upload_after_s == NEVER
+    assert first.is_packed is None
     assert second.is_kept_local and not second.patterns and second.name == "policy 2"
 
 
@@ -83,6 +86,8 @@ def test_all_keys_are_understood_in_all_their_forms() -> None:
         ({"keep_local": True, "upload_after": "1h"}, "keep_local"),
         ({"storage_class_after": "1d"}, "which storage_class"),
         ({"storage_class": "a b"}, "storage_class"),
+        ({"packed": "no"}, "packed: write true or false"),
+        ({"packed": True, "min_size": "2MiB"}, "packed: min_size is above 1 MiB"),
         ({"name": 3}, "name"),
     ],
 )

@@ -18,6 +18,7 @@ from fanoutfs.errors import (
     TransientError,
     VersionGoneError,
 )
+from fanoutfs.index.tiering import Repack
 from fanoutfs.observe.catalog import Count
 from fanoutfs.records import BLOCK_BYTES, KIB, MIB, PART_BYTES, ROOT_INO
 from tests.unit.core.rig import arrived, running_core
@@ -267,6 +268,27 @@ async def test_inode_freed_during_its_fill_leaves_no_file(tmp_path: Path) -> Non
             await core.writer.run(FreeOrphans((inode.ino,)).apply)
             gate.release()
         assert not (tmp_path / "objects" / core.files.relative_path(inode.ino)).exists()
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+async def test_file_that_changes_its_place_during_its_fill_is_asked_for_again(tmp_path: Path, is_small: bool) -> None:
+    async with running_core(tmp_path) as core:
+        content = os.urandom(100 * KIB)
+        inode = await core.put("a", content)
+        if is_small:
+            assert await core.writer.run(Repack(inode.ino, is_small=False).apply)
+        gate = core.backend.hold("get")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(core.fills.ensure, inode.ino, 0, len(content))  # no error
+            await arrived(gate)
+            assert await core.writer.run(Repack(inode.ino, is_small).apply)
+            gate.release()
+        path = tmp_path / "objects" / core.files.relative_path(inode.ino)
+        assert (path.exists(), core.blocks(inode.ino), core.small.has(inode.ino)) == (False, 0, not is_small)
+        await core.fills.ensure(inode.ino, 0, len(content))
+        assert core.blocks(inode.ino) == (0 if is_small else 1)
+        assert core.small.has(inode.ino)
+        assert await core.writer.run(Repack(inode.ino, is_small=not is_small).apply) is is_small
 
 
 async def test_damaged_blocks_are_dropped_and_fetched_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ DEFAULT = Decision(
     is_kept_local=False,
     storage_class="",
     storage_class_after_s=None,
+    is_packed=None,
     pin=None,
 )
 EVICTS = dataclasses.replace(DEFAULT, evict_after_s=60.0)
@@ -52,7 +53,24 @@ OLD = Ages(unread_s=1e6, unchanged_s=1e6)
 def test_moves_follow_from_rule_state_and_age(
     decision: Decision, facts: TierFacts, ages: Ages, stored_class: str | None, moves: dict[Move, int]
 ) -> None:
-    assert moves_of(decision, facts, ages, stored_class) == moves
+    assert moves_of(decision, facts, ages, stored_class, is_misplaced=False) == moves
+
+
+@pytest.mark.parametrize(
+    ("decision", "facts", "moves"),
+    [
+        (DEFAULT, CACHED, {Move.REPACK: 70}),
+        (DEFAULT, dataclasses.replace(CACHED, cached_bytes=0), {Move.REPACK: 0}),
+        (PINS, CACHED, {Move.FETCH: 30}),
+        (PINS, dataclasses.replace(CACHED, cached_bytes=0), {Move.FETCH: 100, Move.REPACK: 0}),
+        (DEFAULT, dataclasses.replace(CACHED, is_archived=True), {}),
+        (DEFAULT, DIRTY, {Move.UPLOAD: 100}),
+    ],
+)
+def test_what_can_be_fetched_again_changes_its_place(
+    decision: Decision, facts: TierFacts, moves: dict[Move, int]
+) -> None:
+    assert moves_of(decision, facts, OLD, None, is_misplaced=True) == moves
 
 
 SECONDS = st.one_of(st.none(), st.floats(0, 1e9))
@@ -68,6 +86,7 @@ SECONDS = st.one_of(st.none(), st.floats(0, 1e9))
         is_kept_local=st.booleans(),
         storage_class=st.sampled_from(["", "A"]),
         storage_class_after_s=SECONDS,
+        is_packed=st.sampled_from([None, False, True]),
         pin=st.none(),
     ),
     st.builds(
@@ -80,13 +99,16 @@ SECONDS = st.one_of(st.none(), st.floats(0, 1e9))
         is_never=st.booleans(),
     ),
     st.builds(Ages, SECONDS, st.floats(0, 1e9)),
+    st.booleans(),
 )
 def test_nothing_is_evicted_that_the_store_could_not_give_again(
-    decision: Decision, facts: TierFacts, ages: Ages
+    decision: Decision, facts: TierFacts, ages: Ages, is_misplaced: bool
 ) -> None:
     if decision.is_pinned:  # as `decide` makes them
         decision = dataclasses.replace(decision, evict_after_s=None)
-    moves = moves_of(decision, facts, ages, None)
+    moves = moves_of(decision, facts, ages, None, is_misplaced=is_misplaced)
     if Move.EVICT in moves:
+        assert facts.has_object and not facts.is_archived and not decision.is_pinned
+    if moves.get(Move.REPACK):
         assert facts.has_object and not facts.is_archived and not decision.is_pinned
     assert not (Move.UPLOAD in moves and (facts.has_object or facts.is_never))
