@@ -158,7 +158,7 @@ class Exporter:
 def gauges(described: Mapping[str, Any], prices: Prices) -> dict[str, float]:
     """Return the gauges of the catalog from what `status` shows; one that is not known now is left out."""
     cache, in_flight, changes = described["cache"], described["in_flight"], described["changes"]
-    counters = described["counters"]
+    counters, tiering = described["counters"], described["tiering"]
     found: dict[str, float | None] = {
         "uptime": described["uptime_s"],
         "generation": described["generation"],
@@ -171,6 +171,12 @@ def gauges(described: Mapping[str, Any], prices: Prices) -> dict[str, float]:
         "fill_memory_used": in_flight["fill_bytes"],
         "staged": changes["staged_bytes"],
         "uploads_queued": changes.get("dirty"),
+        "uploads_running": changes.get("uploading"),
+        "uploads_failing": changes.get("failing"),
+        "oldest_dirty_age": changes.get("oldest_dirty_s", 0.0 if "dirty" in changes else None),
+        "local_files": changes.get("never_uploaded"),
+        "pins": tiering["pins"],
+        "archived_files_met": tiering["archived_files_met"],
         "fan_out_ratio": fan_out(counters),
         "requests_saved": sum(requests_saved(counters).values()),
         "cost_saved": cost_saved(counters, prices),

@@ -245,6 +245,14 @@ GAUGES: Final = (
     Gauge("fill_memory_used", "bytes", "memory taken by fills under way"),
     Gauge("staged", "bytes", "content written here that the store does not have yet"),
     Gauge("uploads_queued", "1", "files that wait for their upload or are being uploaded"),
+    Gauge("uploads_running", "1", "of these, the ones that are being uploaded"),
+    Gauge("uploads_failing", "1", "of these, the ones whose last try failed"),
+    Gauge("oldest_dirty_age", "s", "how long the oldest of them has not been in the store; 0 without any"),
+    Gauge("local_files", "1", "changed files whose time has come, and that are not uploaded by themselves"),
+    Gauge("pins", "1", "paths that are pinned"),
+    Gauge(
+        "archived_files_met", "1", "files of which a read was refused because they are archived, since the core began"
+    ),
     Gauge("fan_out_ratio", "1", "bytes handed to readers for each byte fetched; page cache hits are invisible"),
     Gauge(
         "requests_saved", "1", "requests that a client without a cache would have sent beyond those that were, at least"

@@ -72,11 +72,17 @@ def test_dirty_and_local_files_are_told_from_those_in_the_store(bucket: Bucket) 
         assert found["dirty"] == (1, 1000)
         assert found["local"] == (1, 500)
         assert found["remote"] == (2, 6)
+        gauges = json.loads(run_command("stats", "--json", str(mount.path)).stdout)["gauges"]
+        assert gauges["uploads_queued"] + gauges["local_files"] == 3
+        assert (gauges["uploads_failing"], gauges["pins"]) == (0, 0)
+        assert gauges["oldest_dirty_age"] >= 0 and gauges["staged"] >= 1500
         listed = run_command("tier", "ls", "-R", str(mount.path)).stdout.splitlines()
         assert [line.split()[0] for line in listed] == ["directory", "remote", "remote", "dirty", "local"]
         assert run_command("drain", "--wait", str(mount.path)).returncode == 0
         (uploaded,) = info(mount.path / "d/new")
         assert uploaded["tier"] == "cached" and uploaded["etag"]
+        gauges = json.loads(run_command("stats", "--json", str(mount.path)).stdout)["gauges"]
+        assert (gauges["uploads_queued"], gauges["local_files"]) == (0, 1)
 
 
 def test_what_is_not_there_is_said_in_one_line_with_an_exit_code(bucket: Bucket) -> None:
