@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -68,6 +69,10 @@ class Subject(Protocol):
         """Return what is in the bucket below a directory: path → body."""
         ...
 
+    def describe(self, top: str) -> list[str]:
+        """Return lines that tell how things stand, for whoever has to find out why a step went wrong."""
+        ...
+
 
 class PlainSubject:
     """A directory of ext4: what the model is checked with."""
@@ -107,6 +112,10 @@ class PlainSubject:
     def objects(self, top: str) -> dict[str, bytes]:
         """There are none."""
         return {}
+
+    def describe(self, top: str) -> list[str]:
+        """Nothing that could not be seen."""
+        return []
 
 
 class MountSubject:
@@ -204,6 +213,11 @@ class MountSubject:
         """See Subject."""
         keys = [key for key in self.bucket.keys() if key.startswith(f"{top}/")]  # noqa: SIM118 - a method, not a dict
         return {key.removeprefix(f"{top}/"): self.bucket.get(key) for key in keys}
+
+    def describe(self, top: str) -> list[str]:
+        """See Subject."""
+        objects = ", ".join(f"{path} {len(body)}" for path, body in sorted(self.objects(top).items()))
+        return [f"now {time.strftime('%H:%M:%S')}, objects: {objects}", f"to be done: {self._status()['changes']}"]
 
 
 def replace_file(path: Path, body: bytes) -> None:

@@ -200,6 +200,7 @@ class WritesMachine(RuleBasedStateMachine):
             if type(self).failure is None:
                 type(self).failure = error
                 print(f"in {self.top} after {len(self.trail)} steps, the last of which:", *self.trail[-60:], sep="\n  ")
+                print(*self.subject.describe(self.top), sep="\n")
             raise
 
     def _act(self, action: tuple[str, dict[str, Any]]) -> None:

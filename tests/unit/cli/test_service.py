@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import fanoutfs
 from fanoutfs.cli import main, service
 from fanoutfs.config import files
 
@@ -36,6 +37,13 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _unit(root: Path) -> Path:
     return root / "etc/systemd/system/fanoutfs@.service"
+
+
+def test_unit_in_the_package_is_the_one_at_the_top() -> None:
+    # A copy, not a symbolic link: archives and some checkouts make a file of one, with a path in it.
+    packaged = Path(fanoutfs.__file__).parent / "systemd" / service.UNIT
+    at_top = Path(__file__).parents[3] / "systemd" / service.UNIT
+    assert packaged.read_bytes() == at_top.read_bytes()
 
 
 def test_unit_and_helper_name_this_installation(root: Path) -> None:
