@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -20,13 +19,16 @@ HELPER = Path("/sbin/mount.fanoutfs")
 @pytest.fixture
 def base(tmp_path: Path) -> Iterator[Path]:
     """A place with a source and a mountpoint, while the helper of this installation is in place."""
-    base = Path(tempfile.mkdtemp(prefix="fanoutfs-test-", dir="/var/tmp"))
-    for name in ("mnt", "source"):
-        (base / name).mkdir()
-    (base / "source" / "file").write_bytes(b"content")
     installed = run_command("service", "install", "--root", str(tmp_path))
     assert installed.returncode == 0, installed.stderr
-    with open("/run/lock/fanoutfs-test-helper", "w") as lock:  # other test runs on this machine
+    with (
+        tempfile.TemporaryDirectory(prefix="fanoutfs-test-", dir="/var/tmp", ignore_cleanup_errors=True) as name,
+        open("/run/lock/fanoutfs-test-helper", "w") as lock,  # other test runs on this machine
+    ):
+        base = Path(name)
+        for each in ("mnt", "source"):
+            (base / each).mkdir()
+        (base / "source" / "file").write_bytes(b"content")
         fcntl.flock(lock, fcntl.LOCK_EX)
         before = os.readlink(HELPER) if HELPER.is_symlink() else None
         HELPER.unlink(missing_ok=True)
@@ -38,7 +40,6 @@ def base(tmp_path: Path) -> Iterator[Path]:
             if before is not None:
                 HELPER.symlink_to(before)
             Mount("", base / "mnt", base / "cache").kill_everything()
-            shutil.rmtree(base, ignore_errors=True)
 
 
 def _mount(*arguments: str) -> subprocess.CompletedProcess[str]:
