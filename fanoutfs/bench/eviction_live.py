@@ -6,7 +6,8 @@ fetched by bytes read.  The best possible is what the simulator's Belady hits of
 bytes as the mount held at most: the cap less what index and reserve take; what it would be without those is told, too.
 Every file read is verified.
 
-With --policies the same mount chooses as other caches do (`eviction`), each with the same order of reads.
+With --announce the daemon knows the order of an epoch, and fetches ahead: what is evicted for that counts as any other
+miss does.  With --policies the same mount chooses as other caches do (`eviction`), each with the same order of reads.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from fanoutfs.bench.load import LoadError
 from fanoutfs.bench.peers import Fanoutfs
 from fanoutfs.bench.program import make_parser, run, stage
 from fanoutfs.bench.report import Report
+from fanoutfs.cli.plans import announce
 from fanoutfs.eviction.oracle import Belady
 from fanoutfs.eviction.recency import CHOICES, LEARNT
 from fanoutfs.eviction.simulate import replay
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str], make_lab: LabMaker) -> int:
     parser.add_argument("--shares", default="1.1,1.5,2,4", help="data set / cache")
     parser.add_argument("--patterns", default=",".join(_PATTERNS))
     parser.add_argument("--policies", default=LEARNT, help=f"of {', '.join(CHOICES)}; {LEARNT} is the mount's own")
+    parser.add_argument("--announce", action="store_true", help="announce the order of each epoch as it begins")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--learning", type=int, default=4, help="epochs that do not count")
     return run(parser.parse_args(arguments), make_lab, "eviction in a live mount: hit rates by bytes", _bench)
@@ -99,6 +102,9 @@ def _measure(
     held = before = 0
     with Fanoutfs(lab.bucket, settings, log=options.daemon_log).mounted() as mountpoint:
         for at, number in enumerate(order):
+            if options.announce and at % (len(order) // options.epochs) == 0:
+                epoch = order[at : at + len(order) // options.epochs]
+                announce([mountpoint / kind / names[each] for each in epoch])
             if at == first:
                 before = status(mountpoint)["counters"]["backend_bytes"]
             data = _read(mountpoint / kind / names[number])
