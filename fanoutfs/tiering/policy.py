@@ -19,8 +19,7 @@ class Decision:
     """What is to become of a file.
 
     rule: the policy's name, "" without one.  upload_after_s: NEVER for not by itself.  storage_class: "" for the
-    store's default; storage_class_after_s: None for at upload.  is_packed: None for as its size says.  pin: the path
-    whose pin decided, None: none did.
+    store's default; storage_class_after_s: None for at upload.  pin: the path whose pin decided, None: none did.
     """
 
     rule: str
@@ -30,7 +29,6 @@ class Decision:
     is_kept_local: bool
     storage_class: str
     storage_class_after_s: float | None
-    is_packed: bool | None
     pin: str | None
 
     @property
@@ -83,7 +81,6 @@ def decide(
         is_kept_local=wanted.is_kept_local,
         storage_class=wanted.storage_class,
         storage_class_after_s=wanted.storage_class_after_s,
-        is_packed=wanted.is_packed,
         pin=None if pin is None else pin[0],
     )
 

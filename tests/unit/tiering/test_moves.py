@@ -20,7 +20,6 @@ DEFAULT = Decision(
     is_kept_local=False,
     storage_class="",
     storage_class_after_s=None,
-    is_packed=None,
     pin=None,
 )
 EVICTS = dataclasses.replace(DEFAULT, evict_after_s=60.0)
@@ -86,7 +85,6 @@ SECONDS = st.one_of(st.none(), st.floats(0, 1e9))
         is_kept_local=st.booleans(),
         storage_class=st.sampled_from(["", "A"]),
         storage_class_after_s=SECONDS,
-        is_packed=st.sampled_from([None, False, True]),
         pin=st.none(),
     ),
     st.builds(
