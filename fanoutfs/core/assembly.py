@@ -63,6 +63,8 @@ SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
 _RUN_SHARE: Final = 128
 """Of the small files' share of the cache, what is evicted at most for what one reader is ahead."""
+_PLAN_SHARE: Final = 16
+"""And for one announced order, as long as nothing it has been through can go instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,11 +421,13 @@ def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
         small=base.volume.small,
         push=push,
         window_bytes=min(config.plan_window, base.small_cache_bytes // 4),
+        least_bytes=base.small_cache_bytes // _PLAN_SHARE,
+        find_idle=data.space.idle_bytes,
         requests=config.requests,
         row=base.row,
     )
     data.space.is_awaited = plans.is_ahead
-    data.reads.find_due = plans.find_due
+    data.reads.orders = plans
     prefetch = Prefetch(
         reader=base.reader,
         fills=data.fills,

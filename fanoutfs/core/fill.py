@@ -114,8 +114,9 @@ class Fills:
         self._fetched = Fetched()
         self.on_small_miss: Callable[[Inode, bool], None] = _ignore_miss
         """Called when a reader has to wait for a small file; the flag: its fill was under way.  No checkpoint."""
-        self.on_large_read: Callable[[Inode, int], None] = _ignore_read
-        """Called when a reader of a large file comes to a part of it, with the end of what he reads.  No checkpoint."""
+        self.on_large_read: Callable[[Inode, int, bool], None] = _ignore_read
+        """Called when a reader of a large file comes to a part of it, with the part's end, and whether it was not there
+        when he began it.  No checkpoint."""
         self.on_small_end: Callable[[], None] = _ignore_end
         """Called when fills of small files have ended.  No checkpoint."""
         self.on_archived: Callable[[Inode], None] = _ignore_archived
@@ -155,7 +156,7 @@ class Fills:
             self._failures.check(ino)
         waits = self._start(inode, missing, Urgency.DEMAND)
         self._fetch_ahead(inode, first, last)
-        self.on_large_read(inode, end)
+        self._note_arrival(inode, last // PART_BLOCKS, is_missing=bool(missing) and not first % PART_BLOCKS)
         return await self._wait(waits, inode, end)
 
     async def store(self, inode: Inode, offset: int, end: int) -> None:
@@ -253,7 +254,11 @@ class Fills:
             return
         if not inode.is_small and not inode.is_staged:
             self._fetch_ahead(inode, part * PART_BLOCKS, part * PART_BLOCKS)
-            self.on_large_read(inode, min(inode.size_bytes, (part + 1) * PART_BYTES))
+            self._note_arrival(inode, part, is_missing=False)
+
+    def _note_arrival(self, inode: Inode, part: int, *, is_missing: bool) -> None:
+        # The READs that follow in this part may be answered by a front that was told of it before, and is silent.
+        self.on_large_read(inode, min(inode.size_bytes, (part + 1) * PART_BYTES), is_missing)
 
     async def fetch_direct(self, ino: int, offset: int, length: int) -> memoryview:
         """Return bytes of a file without caching them.  Checkpoint.  Raises as `ensure`."""
@@ -562,7 +567,7 @@ def _ignore_archived(_inode: Inode) -> None:
     """Tell nobody."""
 
 
-def _ignore_read(_inode: Inode, _end: int) -> None:
+def _ignore_read(_inode: Inode, _end: int, _is_missing: bool) -> None:
     """Follow nobody."""
 
 

@@ -5,11 +5,18 @@ A plan is a row of inode numbers, eight bytes each.  Its consumer is a job whose
 to `SLACK_FILES`; then they count as passed over.  What was fetched and not read yet stays within the window, counted
 in bytes, so that the fetch stops when the consumer does.
 
+Where the cache is smaller than the data set, what is fetched ahead takes the room of something.  Of what this order has
+been through it costs nothing; of what it is still to come to, that must be fetched once more.  So the window begins
+small there, and opens as far as cached files were read: in caches of less than `window_bytes` times some hundred it is
+this that keeps the hits.
+
 Files that were *pushed* into the page cache are read without a sign of it.  A read further on vouches for those before
 it.  So that such a read comes while the window is full of them, a file is left out of the push now and then: known
 before it is fetched, because the pusher pushes on its own account, too, and is to leave it out then as well.
 
-A reader who comes for a file that lies further on has skipped: the plan goes on from there.  A file that occurs twice
+A reader who comes for a file that lies further on has skipped: the plan goes on from there.  If the window was full,
+one of the files that were passed over, which may have been read without a sign, is waited for no longer: else a small
+window could stay full of them.  A file that occurs twice
 is fetched twice only if the cache lost it meanwhile.
 """
 
@@ -23,6 +30,8 @@ SLACK_FILES: Final = 8192
 """What a loader may read out of order: 16 workers with 2 batches of 256 each."""
 _AHEAD_FILES: Final = 65536
 """Files fetched and not read yet at most, whatever the window: each takes some 200 bytes of memory."""
+_READ_FILES: Final = 8192
+"""Files read last that are known as such; of those before them a look through the order tells."""
 _SIGNS: Final = 4
 """Files left out of the push per window, so that the window moves on in as many steps."""
 _PUSH_LEAD_FILES: Final = 64
@@ -37,11 +46,13 @@ _LONG_SCAN_EVERY: Final = 256
 class _Ahead:
     """One file fetched ahead.
 
-    fetched_bytes: of it and not read yet, 0 when it was cached; read_bytes: up to where.  is_left_out: of the push.
+    fetched_bytes: of it and not read yet, 0 when it was cached; cached_bytes: those that were; read_bytes: up to where.
+    is_left_out: of the push.
     """
 
     index: int
     fetched_bytes: int
+    cached_bytes: int = 0
     is_left_out: bool = False
     read_bytes: int = 0
 
@@ -51,12 +62,15 @@ class Plan:
     """An order and how far it has come.
 
     edge: index of the next file to fetch; edge_part: of its parts, when it is large.  push_edge: of the next file to
-    push.  is_complete: the announcer has said everything.
+    push.  is_complete: the announcer has said everything.  window_bytes: most that is fetched ahead; least_bytes: that
+    much in any case.  idle_bytes: of the cache nothing was in when it began.  hit_bytes: read of what was cached.
     """
 
     number: int
     name: str
     window_bytes: int
+    least_bytes: int
+    idle_bytes: int = 0
     inos: "array[int]" = field(default_factory=lambda: array("Q"))
     is_complete: bool = False
     unknown: int = 0
@@ -68,42 +82,56 @@ class Plan:
     ahead_bytes: int = 0
     used_bytes: int = 0
     wasted_bytes: int = 0
+    hit_bytes: int = 0
     unexpected: int = 0
     _told: tuple[int, int] = (0, 0)
     _silent_bytes: int = 0
     """Fetched since the last file that was left out of the push."""
     _pushed: list[tuple[int, int]] = field(default_factory=list)
     """A heap of (index, inode): in the page cache, and nobody is known to have read further on."""
+    _read: dict[int, None] = field(default_factory=dict)
+    """Files read last, the newest at the end."""
 
     @property
     def is_over(self) -> bool:
         """Tell whether everything was announced and read."""
         return self.is_complete and self.position >= len(self.inos) and not self.ahead
 
+    @property
+    def room_bytes(self) -> int:
+        """Return how much may be fetched and not read yet."""
+        return min(self.window_bytes, max(self.least_bytes, self.idle_bytes + self.hit_bytes))
+
+    @property
+    def files_left(self) -> int:
+        """Return how many files its consumer is still to come to."""
+        return len(self.inos) - self.position
+
     def has_room(self) -> bool:
         """Tell whether more is to be fetched now."""
-        return self.edge < len(self.inos) and self.ahead_bytes < self.window_bytes and len(self.ahead) < _AHEAD_FILES
+        return self.edge < len(self.inos) and self.ahead_bytes < self.room_bytes and len(self.ahead) < _AHEAD_FILES
 
     def extend(self, inos: Iterable[int]) -> None:
         """Append to the order."""
         self.inos.extend(inos)
 
-    def note_fetched(self, ino: int, size_bytes: int) -> bool:
-        """Note that bytes of the file at the edge are being fetched (0: it is cached already).
+    def note_fetched(self, ino: int, size_bytes: int, cached_bytes: int = 0) -> bool:
+        """Note that bytes of the file at the edge are being fetched, or that they are cached already.
 
         Tell whether it is to be left out of the push from now on.
         """
         self.ahead_bytes += size_bytes
         self._silent_bytes += size_bytes
         is_last = self.edge + 1 == len(self.inos)
-        is_left_out = is_last or _SIGNS * self._silent_bytes > self.window_bytes
+        is_left_out = is_last or _SIGNS * self._silent_bytes > self.room_bytes
         if is_left_out:
             self._silent_bytes = 0
         found = self.ahead.get(ino)
         if found is None:
-            self.ahead[ino] = _Ahead(self.edge, size_bytes, is_left_out)
+            self.ahead[ino] = _Ahead(self.edge, size_bytes, cached_bytes, is_left_out)
         else:
             found.fetched_bytes += size_bytes
+            found.cached_bytes += cached_bytes
             found.is_left_out |= is_left_out
         return is_left_out
 
@@ -119,8 +147,7 @@ class Plan:
         """
         found = self.ahead.pop(ino, None)
         if found is not None:
-            self.ahead_bytes -= found.fetched_bytes
-            self.used_bytes += found.fetched_bytes
+            self._take_as_read(ino, found)
             self._move_to(found.index + 1)
             return True
         if not is_missing:
@@ -128,8 +155,26 @@ class Plan:
         index = self._find(ino)
         if index is None:
             return False
+        self._note_over(ino)
         self._move_to(index + 1)
+        self._pass_over_one()
         return True
+
+    def was_read_lately(self, ino: int) -> bool:
+        """Tell whether a file is one of those read last in this order."""
+        return ino in self._read
+
+    def _take_as_read(self, ino: int, file: _Ahead) -> None:
+        self.ahead_bytes -= file.fetched_bytes
+        self.used_bytes += file.fetched_bytes
+        self.hit_bytes += file.cached_bytes
+        self._note_over(ino)
+
+    def _note_over(self, ino: int) -> None:
+        self._read.pop(ino, None)
+        self._read[ino] = None
+        if len(self._read) > _READ_FILES:
+            del self._read[next(iter(self._read))]
 
     def take_ready(self, is_under_way: Callable[[int], bool]) -> list[int]:
         """Return the files to be pushed, up to the first one under way, and go past them."""
@@ -163,16 +208,15 @@ class Plan:
             file = self.ahead.get(ino)
             if file is not None and file.index == index:
                 del self.ahead[ino]
-                self.ahead_bytes -= file.fetched_bytes
-                self.used_bytes += file.fetched_bytes
+                self._take_as_read(ino, file)
                 is_any = True
         return is_any
 
-    def note_part_read(self, ino: int, read_bytes: int, size_bytes: int) -> bool:
-        """Note that a large file was read up to here; tell whether it is one of this plan."""
+    def note_part_read(self, ino: int, read_bytes: int, size_bytes: int, *, is_missing: bool = False) -> bool:
+        """Note that a large file was read up to here; tell whether it is one of this plan.  is_missing: as above."""
         found = self.ahead.get(ino)
         if found is None or read_bytes >= size_bytes:
-            return self.note_read(ino, is_missing=False)
+            return self.note_read(ino, is_missing=is_missing)
         used = min(found.fetched_bytes, max(0, read_bytes - found.read_bytes))
         found.read_bytes = max(found.read_bytes, read_bytes)
         found.fetched_bytes -= used
@@ -217,6 +261,15 @@ class Plan:
         for ino, file in list(self.ahead.items()):
             if file.index >= self.position - SLACK_FILES:
                 break
-            del self.ahead[ino]
-            self.ahead_bytes -= file.fetched_bytes
-            self.wasted_bytes += file.fetched_bytes
+            self._pass_over(ino, file)
+
+    def _pass_over_one(self) -> None:
+        """Wait no longer for one file before the position, if there is no room because of those."""
+        ino, file = next(iter(self.ahead.items()), (0, None))
+        if file is not None and file.index < self.position and self.ahead_bytes >= self.room_bytes:
+            self._pass_over(ino, file)
+
+    def _pass_over(self, ino: int, file: _Ahead) -> None:
+        del self.ahead[ino]
+        self.ahead_bytes -= file.fetched_bytes
+        self.wasted_bytes += file.fetched_bytes

@@ -9,15 +9,16 @@ Core, trio thread only.  `plan` decides, this module moves.
   and its reader waits.
 * Plans live in this process.  A core that is restarted has forgotten them: readers are served all the same, and the
   next epoch announces itself anew.
-* Where the cache is smaller than the data set, what a plan still comes to is worth keeping, the sooner the more
-  (`find_due`); parts of large files already fetched for it are spared from eviction.
+* Where the cache is smaller than the data set, what a plan still comes to is worth keeping, the sooner the more, and
+  what it has been through goes before that (`find_turns`); parts of large files already fetched for it are spared from
+  eviction.
 * Small files that have arrived are handed to the pusher, in the order of the plan.  A file it has pushed counts as read
   once one further on is.  Which ones it is to leave out, for a sign of the reader, it is told before they arrive.
 """
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import trio
@@ -28,6 +29,7 @@ from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.plan import Plan
 from fanoutfs.core.push import Push
+from fanoutfs.core.turns import Turns
 from fanoutfs.errors import FanoutError, UsageError
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
@@ -58,19 +60,29 @@ class Plans:
         small: SmallStore,
         push: Push,
         window_bytes: int,
+        least_bytes: int,
+        find_idle: Callable[[], int],
         requests: int,
         row: memoryview,
     ) -> None:
+        """Take the parts.
+
+        window_bytes: of one plan at most; least_bytes: in any case, though something must be evicted for it.
+        find_idle: returns how many bytes of the cache nothing was ever put into.
+        """
         self._reader = reader
         self._filesystem = filesystem
         self._fills = fills
         self._small = small
         self._push = push
         self._window_bytes = window_bytes
+        self._least_bytes = min(window_bytes, least_bytes)
+        self._find_idle = find_idle
         self._most_under_way = 4 * requests
         self._row = row
         self._plans: dict[str, Plan] = {}
         self._numbers = itertools.count(1)
+        self._revision = 0
         self._wanted = trio.Event()
         self._folders: dict[bytes, int] = {}
         fills.on_large_read = self.note_large_read
@@ -89,9 +101,11 @@ class Plans:
         while len(self._plans) >= _PLANS:
             self._remove(next(iter(self._plans)))
         self._folders.clear()
-        self._plans[name] = Plan(next(self._numbers), name, self._window_bytes)
-        log.info("plan begun number=%d name=%r", self._plans[name].number, name)
-        return {"plan": self._plans[name].number}
+        number = next(self._numbers)
+        self._revision += 1
+        self._plans[name] = Plan(number, name, self._window_bytes, self._least_bytes, self._find_idle())
+        log.info("plan begun number=%d name=%r", number, name)
+        return {"plan": number}
 
     async def _add(self, request: Mapping[str, Any]) -> dict[str, Any]:
         number, paths = request.get("plan"), request.get("paths")
@@ -118,6 +132,7 @@ class Plans:
     async def _end(self, request: Mapping[str, Any]) -> dict[str, Any]:
         plan = self._find(request.get("plan"))
         plan.is_complete = True
+        self._revision += 1
         self._wanted.set()
         return {"files": len(plan.inos), "unknown": plan.unknown}
 
@@ -214,10 +229,10 @@ class Plans:
         for plan in self._plans.values():
             self._push.push_ahead(plan.take_ready(self._fills.is_small_under_way))
 
-    def note_large_read(self, inode: Inode, end: int) -> None:
-        """Note that a large file was read up to this offset, or that a reader arrived in the part which ends there."""
+    def note_large_read(self, inode: Inode, end: int, is_missing: bool) -> None:
+        """Note that a reader of a large file arrived in the part which ends there.  is_missing: as `note_read`."""
         for plan in self._plans.values():
-            if plan.note_part_read(inode.ino, end, inode.size_bytes):
+            if plan.note_part_read(inode.ino, end, inode.size_bytes, is_missing=is_missing):
                 self._count(plan)
                 self._wanted.set()
 
@@ -225,17 +240,31 @@ class Plans:
         """Tell whether a plan has fetched what lies at this offset of a file and its reader is still to come."""
         return any(plan.is_ahead(ino, offset) for plan in self._plans.values())
 
-    def find_due(self, inos: Collection[int]) -> dict[int, int]:
-        """Return of those among these inodes that a plan still comes to how many files lie before them.
+    @property
+    def revision(self) -> int:
+        """Return another number when an order has begun, or is complete, since."""
+        return self._revision
 
-        A worker thread may call it: 40 ns for each file still to come.
+    def find_turns(self, inos: Collection[int]) -> Turns:
+        """Return when plans come to these inodes.
+
+        A worker thread may call it: 40 ns for each file announced.
         """
         due: dict[int, int] = {}
+        over: dict[int, int] = {}
         for plan in list(self._plans.values()):
-            for ahead, ino in enumerate(plan.inos[plan.position :]):
+            position, left = plan.position, plan.files_left
+            for ahead, ino in enumerate(plan.inos[position:]):
                 if ino in inos and ahead < due.get(ino, ahead + 1):
                     due[ino] = ahead
-        return due
+            for ino in plan.inos[:position]:
+                if ino in inos and left < over.get(ino, left + 1):
+                    over[ino] = left
+        return Turns(due, {ino: left for ino, left in over.items() if ino not in due})
+
+    def files_left_after(self, ino: int) -> int | None:
+        """Return how many files a plan still comes to that read this one lately; None: none did."""
+        return min((plan.files_left for plan in self._plans.values() if plan.was_read_lately(ino)), default=None)
 
     def _count(self, plan: Plan) -> None:
         used, wasted = plan.take_learnt()
@@ -274,7 +303,8 @@ class Plans:
                     plan.step()
                 elif inode.is_small:
                     is_cached = self._small.has(inode.ino)
-                    if plan.note_fetched(inode.ino, 0 if is_cached else inode.size_bytes):
+                    fetched_bytes = 0 if is_cached else inode.size_bytes
+                    if plan.note_fetched(inode.ino, fetched_bytes, inode.size_bytes - fetched_bytes):
                         left_out.append(inode.ino)
                     small += [] if is_cached else [inode]
                     plan.step()
@@ -286,8 +316,10 @@ class Plans:
     def _fetch_part(self, plan: Plan, inode: Inode) -> None:
         """Start fetching the next part of the large file at the edge."""
         start = plan.edge_part * PART_BYTES
+        size_bytes = min(PART_BYTES, inode.size_bytes - start)
         fills = self._fills.fetch_part_ahead(inode, plan.edge_part)
-        plan.note_fetched(inode.ino, sum([fill.size_bytes for fill in fills]))
+        fetched_bytes = min(size_bytes, sum([fill.size_bytes for fill in fills]))
+        plan.note_fetched(inode.ino, fetched_bytes, size_bytes - fetched_bytes)
         if start + PART_BYTES >= inode.size_bytes:
             plan.step()
         else:

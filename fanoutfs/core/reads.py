@@ -16,18 +16,20 @@ than a worse choice.  Format, little-endian, then compressed by zlib (whose chec
 
 import contextlib
 import logging
+import math
 import mmap
 import os
 import struct
 import zlib
 from array import array
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from heapq import nlargest
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from fanoutfs.core.turns import NoOrders, Orders
 from fanoutfs.eviction.reuse import ONCE, SAME_USE_TICKS, TICKS, UNREAD, ReuseModel
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import READ_MARKS, TICK, SharedState, mark_of
@@ -65,8 +67,7 @@ class Reads:
         self._ahead: dict[int, int] = {}
         """Mark -> tick of the fill, of what was fetched and is not known to be read yet."""
         self._kinds = memoryview(mmap.mmap(-1, READ_MARKS))
-        self.find_due: Callable[[Collection[int]], Mapping[int, int]] = _know_no_order
-        """Tells of inodes how many files announced jobs read before them.  A worker thread calls it."""
+        self.orders: Orders = NoOrders()
         self.large = ReuseModel()
         self.small = ReuseModel()
         self._saved_tick = self._load()
@@ -120,16 +121,34 @@ class Reads:
         self.small.things = stored
         self.small.learn_sometimes()
         found = {ino: self.judge(self.small, ino)[1] for ino in inos}
-        for ino, files in self.find_due(inos).items():
-            found[ino] = max(found[ino], self.worth_of_due(files * mean_bytes))
+        for ino, (least, most) in self.find_limits(inos, mean_bytes).items():
+            found[ino] = min(most, max(least, found[ino]))
         return found
 
     def judge_small_by_age(self, inos: Collection[int], *, stored: int, mean_bytes: int) -> dict[int, float]:  # noqa: ARG002
         """Return for small files when they were last read, for choices that look at nothing else."""
         return {ino: float(self.judge(self.small, ino)[0]) for ino in inos}
 
+    def find_limits(self, inos: Collection[int], mean_bytes: int) -> dict[int, tuple[float, float]]:
+        """Return what announced orders say files are worth, of which they say anything: (at least, at most).
+
+        What an order comes to is worth a hit after as many bytes as lie before it; what one has been through is worth
+        less than all that, however much is known of it: nobody reads it before (as Belady's choice, for as far as the
+        order goes).
+        """
+        turns = self.orders.find_turns(inos)
+        return {
+            **{ino: (0.0, self.worth_of_due(files * mean_bytes)) for ino, files in turns.over.items()},
+            **{ino: (self.worth_of_due(files * mean_bytes), math.inf) for ino, files in turns.due.items()},
+        }
+
+    def worth_after(self, ino: int, mean_bytes: int) -> float | None:
+        """Return what a file is worth at most that was lately read in an announced order; None: it was not."""
+        files = self.orders.files_left_after(ino)
+        return None if files is None else self.worth_of_due(files * mean_bytes)
+
     def worth_of_due(self, ahead_bytes: int) -> float:
-        """Return what it is worth to keep what an announced job reads after so many bytes."""
+        """Return what it is worth to keep what is read after so many bytes."""
         return 1 / max(1, ahead_bytes // self._tick_bytes)
 
     def judge(self, model: ReuseModel, ino: int, part: int = 0) -> tuple[int, float]:
@@ -206,8 +225,3 @@ class Reads:
             log.warning("what was known of reads is lost path=%s: %s", self._path, error)
             return 0
         return int(tick)
-
-
-def _know_no_order(_inos: Collection[int]) -> Mapping[int, int]:
-    """Nothing was announced."""
-    return {}

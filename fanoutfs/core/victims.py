@@ -1,10 +1,12 @@
 """Which parts of large files to evict: what is worth least by what was learnt of reads, or by announced orders.
 
 Core, under the lock of `space`.  `eviction.choice` decides, `reads` knows what a part is worth; here the parts are
-found and what announced orders say is added: a file that a job will read after n others is worth a hit after so many
-bytes as those hold, however it was read before (as Belady's choice, for as far as the order goes).
+found, and what announced orders say of files (`Reads.find_limits`) goes before what was learnt.
 """
 
+import math
+import random
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -17,6 +19,11 @@ from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.victims import PartId, choose_parts, list_parts, part_bytes
 from fanoutfs.records import PART_BYTES
 
+_SAMPLE_PARTS: Final = 64
+"""What these hold, all do on average."""
+_LOOK_PAUSE: Final = 20
+"""Times as long as a look takes pass before the next one, if it is only that orders went on."""
+_NO_LIMITS: Final = (0.0, math.inf)
 _SHARES: Final = (POOL_SHARE, 4, 1)
 """What one look after the other, for one eviction, chooses of all that is cached.  What is missing after the last one
 (of a map too long to be listed, say) is chosen at random."""
@@ -30,8 +37,11 @@ class Victims:
         self._environment = environment
         self._reads = reads
         self._chooser: Choice[PartId] = CHOICES[choice](self._judge)
-        self._due: dict[int, float] = {}
-        """What announced orders say that files are worth."""
+        self._limits: dict[int, tuple[float, float]] = {}
+        self._revision = 0
+        self._looked_at = self._look_s = 0.0
+        self._file_bytes = PART_BYTES
+        """What files hold on average here, and what announced orders said of them, at the last look."""
 
     def note_filled(self, part: PartId, since: int) -> None:
         """Note that bytes of a part were cached.  since: the tick at which that was begun."""
@@ -53,12 +63,14 @@ class Victims:
         held_bytes = 0
         now = self._reads.advance()
         self._reads.large.learn_sometimes()
+        is_stale = self._is_stale()
         while held_bytes < wanted_bytes:
             part = self._chooser.next(now)
-            if part is None:
+            if part is None or (is_stale and self._is_due(part)):
                 share = next(shares, None)
                 if share is None:
                     break
+                is_stale = False
                 await trio.to_thread.run_sync(self._look, share)
                 # Fills went on meanwhile: some may be spared now, and hold more than they did.
                 chosen = {part: part_bytes(self._environment, part) for part in chosen if not is_spared(part)}
@@ -73,18 +85,39 @@ class Victims:
             chosen |= choose_parts(self._environment, missing, lambda part: part in chosen or is_spared(part))
         return chosen
 
+    def _is_due(self, part: PartId) -> bool:
+        """Tell whether an announced order came to a file at the last look, or nobody has looked at this order yet."""
+        return self._limits.get(part[0], _NO_LIMITS)[0] > 0 or self._revision != self._reads.orders.revision
+
+    def _is_stale(self) -> bool:
+        """Tell whether to look again before anything goes that is announced: some may have been read since.
+
+        Looks take a small share of the time.
+        """
+        is_new = self._revision != self._reads.orders.revision
+        return is_new or time.monotonic() - self._looked_at > _LOOK_PAUSE * self._look_s
+
     def _look(self, share: int) -> None:
         """Look at all that is cached.  Blocking: 2 us for each part."""
+        self._looked_at = time.monotonic()
+        self._look_at_parts(share)
+        self._look_s = time.monotonic() - self._looked_at
+
+    def _look_at_parts(self, share: int) -> None:
+        self._revision = self._reads.orders.revision
         parts = list_parts(self._environment)
         self._reads.large.things = len(parts)
         inos = {ino for ino, _part in parts}
-        # A file is taken to hold what files hold here on average.
-        file_bytes = len(parts) * PART_BYTES // max(1, len(inos))
-        self._due = {
-            ino: self._reads.worth_of_due(files * file_bytes) for ino, files in self._reads.find_due(inos).items()
-        }
+        sample = random.sample(parts, min(_SAMPLE_PARTS, len(parts)))
+        mean_bytes = sum(part_bytes(self._environment, part) for part in sample) // max(1, len(sample))
+        self._file_bytes = max(1, len(parts) * mean_bytes // max(1, len(inos)))
+        self._limits = self._reads.find_limits(inos, self._file_bytes)
         self._chooser.fill(parts, self._reads.tick, share)
 
     def _judge(self, part: PartId) -> tuple[int, float]:
         tick, worth = self._reads.judge(self._reads.large, *part)
-        return tick, max(worth, self._due.get(part[0], 0.0))
+        after = self._reads.worth_after(part[0], self._file_bytes)
+        if after is not None:  # (since the last look, perhaps)
+            return tick, min(worth, after)
+        least, most = self._limits.get(part[0], _NO_LIMITS)
+        return tick, min(most, max(least, worth))

@@ -57,12 +57,14 @@ class Chooser(Generic[Key]):
             self._pool.pop()
         else:
             return None
-        while self._newcomers and now - self._newcomers[0][1] > SAME_USE_TICKS:
-            newcomer, came = self._newcomers.popleft()
-            if now - came > NEWCOMER_TICKS:
-                continue  # no newcomer any more: the next look will find it
+        while self._newcomers:
+            newcomer, came = self._newcomers[0]
             tick, its_worth = self._judge(newcomer)
-            if now - tick > SAME_USE_TICKS and its_worth <= worth:
+            if now - came <= NEWCOMER_TICKS and now - tick <= SAME_USE_TICKS:
+                break  # still in its first use
+            self._newcomers.popleft()
+            # (Who came long ago is no newcomer any more: the next look will find it.)
+            if now - came <= NEWCOMER_TICKS and its_worth <= worth:
                 return newcomer
         self._pool.pop()
         return key

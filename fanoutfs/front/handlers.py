@@ -389,11 +389,11 @@ class Handlers:
         self._row[Count.BLOCKS_VERIFIED] += verified
         self._row[Count.ARENA_READS] += bool(fresh)
         self._deliver(unique, *pieces)
-        part = offset // PART_BYTES
+        part, within = divmod(offset, PART_BYTES)
         self._read_marks[mark_of(ino, part)] = self._flags[TICK]
         if self._flags[TRACING]:
             self._hints.note_access(ino, part)
-        self._hints.note_part(ino, part)
+        self._hints.note_part(ino, part, is_start=not within)
 
     def _ask_read(self, verb: Verb, unique: int, ino: int, offset: int, size: int, tries: int) -> None:
         if tries >= _MAX_TRIES:

@@ -19,6 +19,8 @@ _WRITTEN_DELAY_S: Final = 0.5
 _MADE_AT_ONCE: Final = 32
 _PART_PERIOD_S: Final = 60.0
 """A part that is read on and on is told of again: when a file was last read decides over its eviction by age."""
+_PASS_PERIOD_S: Final = 1.0
+"""One that is read from its start again is told of sooner: it may be the next pass through an announced order."""
 
 
 class HintSender:
@@ -52,11 +54,14 @@ class HintSender:
         if self._send(Hint(HintKind.DIRECTORY_USED, ino).encode()):
             self._hinted[ino] = now
 
-    def note_part(self, ino: int, part: int) -> None:
-        """Tell that a reader of a large file arrived at a part, or is still there a minute later."""
+    def note_part(self, ino: int, part: int, *, is_start: bool) -> None:
+        """Tell that a reader of a large file arrived at a part, begins it once more, or is still there a minute later.
+
+        is_start: he reads from the part's first byte on.
+        """
         now = time.monotonic()
         last_part, told_at = self._last_part.get(ino, (-1, 0.0))
-        if last_part == part and now - told_at < _PART_PERIOD_S:
+        if last_part == part and now - told_at < (_PASS_PERIOD_S if is_start else _PART_PERIOD_S):
             return
         if len(self._last_part) >= _TABLE:
             self._last_part.clear()

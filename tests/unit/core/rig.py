@@ -339,11 +339,13 @@ async def running_core(
                     small=small,
                     push=push,
                     window_bytes=plan_window_bytes,
+                    least_bytes=plan_window_bytes,
+                    find_idle=space.idle_bytes,
                     requests=requests,
                     row=row,
                 )
                 space.is_awaited = plans.is_ahead
-                reads.find_due = plans.find_due
+                reads.orders = plans
                 small.judge = reads.judge_small
                 nursery.start_soon(plans.run)
                 prefetch = Prefetch(

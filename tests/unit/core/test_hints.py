@@ -1,9 +1,11 @@
 """What fronts and the pusher tell reaches who wants to know, each kind its own listener."""
 
+import contextlib
 import socket
 from functools import partial
 from typing import Any
 
+import pytest
 import trio
 
 from fanoutfs.core.hints import HintListeners, take_hints
@@ -43,7 +45,8 @@ async def test_each_kind_reaches_its_listener_alone() -> None:
     with core, front:
         sender = HintSender(front, SharedState().row(FIRST_FRONT_ROW), 60.0, has_pusher=True)
         sender.note_directory(1)
-        sender.note_part(2, 3)
+        for is_start in (False, False, True):  # (within a second)
+            sender.note_part(2, 3, is_start=is_start)
         sender.note_access(2, 5)
         sender.note_made(left=0)
         sender.note_listed([4, 5])
@@ -57,3 +60,30 @@ async def test_each_kind_reaches_its_listener_alone() -> None:
             await until(lambda: len(told) >= len(expected), lambda: f"told: {told}")
             nursery.cancel_scope.cancel()
     assert sorted(told) == sorted(expected)
+
+
+def test_part_that_is_begun_again_is_told_of_once_a_second_and_else_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Passes through an announced order may be seconds apart; a reader in the midst of a part is no news."""
+    now_s = 1000.0
+    monkeypatch.setattr("fanoutfs.front.hints.time.monotonic", lambda: now_s)
+    core, front = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with core, front:
+        sender = HintSender(front, SharedState().row(FIRST_FRONT_ROW), 60.0, has_pusher=False)
+        told = []
+        for after_s, is_start in (
+            (0, True),
+            (0.5, True),
+            (1.5, False),
+            (3, True),
+            (3.5, False),
+            (62, False),
+            (64, False),
+        ):
+            now_s = 1000.0 + after_s
+            sender.note_part(2, 3, is_start=is_start)
+            with contextlib.suppress(BlockingIOError):
+                core.recv(4096, socket.MSG_DONTWAIT)
+                told.append(after_s)
+    assert told == [0, 3, 64]

@@ -12,7 +12,7 @@ SIZE = 100
 
 
 def make_plan(inos: list[int], window_files: int = 50) -> Plan:
-    plan = Plan(1, "test", window_files * SIZE)
+    plan = Plan(1, "test", window_files * SIZE, window_files * SIZE)
     plan.extend(inos)
     plan.is_complete = True
     return plan
@@ -23,7 +23,7 @@ def fetch(plan: Plan, cached: set[int]) -> int:
     count = 0
     while plan.has_room():
         ino = plan.inos[plan.edge]
-        plan.note_fetched(ino, 0 if ino in cached else SIZE)
+        plan.note_fetched(ino, *((0, SIZE) if ino in cached else (SIZE, 0)))
         count += ino not in cached
         cached.add(ino)
         plan.step()
@@ -52,7 +52,57 @@ def test_consumer_who_skips_is_followed() -> None:
     fetch(plan, cached)
     assert plan.note_read(3000, is_missing=True)
     assert plan.position == plan.edge == 3001
-    assert fetch(plan, cached) == 0, "what was passed over may still be read: it counts against the window"
+    assert fetch(plan, cached) == 1, (
+        "what was passed over may still be read: it counts against the window, save one file"
+    )
+
+
+def test_window_full_of_files_read_without_a_sign_opens_again() -> None:
+    """One whose pages the kernel had: no READ tells of it, and it was not pushed."""
+    plan, cached = make_plan(list(range(1000)), window_files=2), set[int]()
+    fetch(plan, cached)
+    late = 0
+    for ino in range(2, 1000):
+        late += ino not in cached
+        plan.note_read(ino, is_missing=ino not in cached)
+        fetch(plan, cached)
+    assert late == 1
+
+
+def test_window_opens_as_room_is_made() -> None:
+    """Fetching ahead costs nothing in the room of files that were cached and have been read."""
+    plan, cached = make_plan(list(range(1000)), window_files=50), set(range(0, 1000, 4))
+    plan.least_bytes = SIZE
+    assert fetch(plan, cached) == 1
+    for ino in range(100):
+        assert plan.note_read(ino, is_missing=ino not in cached)
+        fetch(plan, cached)
+        assert plan.ahead_bytes <= max(SIZE, SIZE * (ino // 4 + 1))
+    assert plan.ahead_bytes == 25 * SIZE
+    for ino in range(100, 1000):
+        assert plan.note_read(ino, is_missing=ino not in cached)
+        fetch(plan, cached)
+    assert plan.hit_bytes >= 250 * SIZE
+
+
+def test_window_is_open_while_the_cache_is_empty() -> None:
+    plan = make_plan(list(range(1000)), window_files=50)
+    plan.least_bytes, plan.idle_bytes = SIZE, 20 * SIZE
+    assert fetch(plan, set()) == 20
+    plan.idle_bytes = 1000 * SIZE
+    assert fetch(plan, set()) == 30
+
+
+def test_files_read_last_are_known() -> None:
+    plan, cached = make_plan([*range(20_000), 0]), set[int]()
+    fetch(plan, cached)
+    for ino in range(19_999):
+        plan.note_read(ino, is_missing=False)
+        fetch(plan, cached)
+    assert plan.was_read_lately(19_998)
+    assert not plan.was_read_lately(19_999)
+    assert not plan.was_read_lately(0)
+    assert plan.files_left == 2
 
 
 def test_what_lies_far_behind_counts_as_wasted() -> None:

@@ -304,7 +304,22 @@ async def test_consumer_who_skips_is_followed(tmp_path: Path) -> None:
         await read(core, inos[100])
         await quiet(core)
         assert core.plans.describe()[0]["position"] == 101
-        assert core.backend.calls["get"] == 11, "what was passed over may still be read"
+        assert core.backend.calls["get"] == 12, "what was passed over may still be read: one file of it is given up"
+
+
+async def test_reader_who_was_there_before_the_plan_does_not_stop_it(tmp_path: Path) -> None:
+    """He waits for the first file already when it is fetched for him: the window of one file must open again."""
+    async with running_core(tmp_path, plan_window_bytes=1) as core:
+        inodes = [await core.put(f"large{index}", b"x" * (2 * BLOCK_BYTES)) for index in range(4)]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(core.fills.ensure, inodes[0].ino, 0, BLOCK_BYTES)
+            await announce(core, [f"large{index}" for index in range(4)])
+        await quiet(core)
+        for inode in inodes[1:3]:
+            assert core.blocks(inode.ino, 0), "it was fetched ahead"
+            core.fills.note_part_read(inode.ino, 0)
+            await quiet(core)
+        assert core.backend.calls["get"] == 4
 
 
 async def test_parts_of_a_large_file_in_a_plan_are_fetched_within_the_window(tmp_path: Path) -> None:
@@ -323,6 +338,7 @@ async def test_parts_of_a_large_file_in_a_plan_are_fetched_within_the_window(tmp
                 await trio.testing.wait_all_tasks_blocked(0.002)
         for part in (2, 3, 4):
             await core.fills.ensure(inode.ino, part * PART_BYTES, BLOCK_BYTES)
+        await quiet(core)
         assert core.plans.describe() == [], "it is over"
         assert core.backend.calls["get"] == 5
         core.space._recent.clear()

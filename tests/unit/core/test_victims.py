@@ -1,11 +1,13 @@
 """Parts are chosen by what they are worth, announced orders included; what is spared stays."""
 
 import itertools
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from fanoutfs.core.reads import Reads
+from fanoutfs.core.turns import Turns
 from fanoutfs.core.victims import Victims
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.victims import PartId, list_parts
@@ -33,10 +35,30 @@ class Cache:
         self.shared.read_marks[mark_of(ino)] = self.shared.flags[TICK]
         self.reads.judge(self.reads.large, ino)
 
+    def pass_time(self) -> None:
+        """Nothing is in its first use any more."""
+        self.shared.row(FIRST_FRONT_ROW)[Count.READER_BYTES] += 8 * PART_BYTES
+
 
 @pytest.fixture
 def cache(index: IndexEnvironment, tmp_path: Path) -> Cache:
     return Cache(index, tmp_path)
+
+
+class Announced:
+    """Orders that are known; see `core.turns.Orders`."""
+
+    def __init__(self, due: dict[int, int], over: dict[int, int] | None = None) -> None:
+        self.revision = 1
+        self.turns = Turns(due, over or {})
+        self.lately: dict[int, int] = {}
+
+    def find_turns(self, inos: Collection[int]) -> Turns:
+        assert set(self.turns.due) <= set(inos)
+        return self.turns
+
+    def files_left_after(self, ino: int) -> int | None:
+        return self.lately.get(ino)
 
 
 def spare_none(_part: PartId) -> bool:
@@ -61,9 +83,66 @@ async def test_announced_file_stays(cache: Cache) -> None:
             cache.read(ino)
     cache.reads.large.learn()
     due = {ino: ahead for ahead, ino in enumerate(reversed(cache.inos[-8:]))}
-    cache.reads.find_due = lambda _inos: due
+    cache.reads.orders = Announced(due)
     chosen = await cache.victims.choose((FILES - 8) * PART_BYTES, spare_none)
     assert not {ino for ino, _part in chosen} & set(due)
+
+
+async def test_what_an_order_has_been_through_goes_before_what_it_comes_to(cache: Cache) -> None:
+    for _pass in range(6):
+        for ino in cache.inos:
+            cache.read(ino)
+    cache.reads.large.learn()
+    # By what was learnt, the files read longest ago come next.
+    over, due = cache.inos[: FILES // 4], cache.inos[FILES // 4 :]
+    cache.reads.orders = Announced({ino: ahead for ahead, ino in enumerate(due)}, dict.fromkeys(over, len(due)))
+    chosen = await cache.victims.choose(FILES // 4 * PART_BYTES, spare_none)
+    assert {ino for ino, _part in chosen} == set(over)
+
+
+async def test_file_read_since_the_last_look_is_known_to_be_over(cache: Cache) -> None:
+    for ino in cache.inos:
+        cache.read(ino)
+    due = {ino: ahead for ahead, ino in enumerate(cache.inos)}
+    cache.reads.orders = orders = Announced(due)
+    await cache.victims.choose(PART_BYTES, spare_none)
+    newcomer = cache.inos[0]
+    orders.lately[newcomer] = FILES
+    cache.victims.note_settled((newcomer, 0))
+    for ino in cache.inos[1:8]:
+        cache.read(ino)
+    assert await cache.victims.choose(PART_BYTES, spare_none) == {(newcomer, 0): PART_BYTES}
+
+
+async def test_orders_are_looked_at_again_before_anything_announced_goes(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They went on since the last look: files read meanwhile go, not the last one of those still to be read."""
+    monkeypatch.setattr("fanoutfs.core.victims._LOOK_PAUSE", 0)
+    for ino in cache.inos:
+        cache.read(ino)
+    cache.pass_time()
+    cache.reads.orders = orders = Announced({ino: ahead for ahead, ino in enumerate(cache.inos)})
+    (last,) = await cache.victims.choose(PART_BYTES, spare_none)
+    assert last[0] == cache.inos[-1]
+    read = cache.inos[:3]
+    orders.turns = Turns(
+        {ino: ahead for ahead, ino in enumerate(cache.inos[3:])}, dict.fromkeys(read, len(cache.inos) - 3)
+    )
+    chosen = await cache.victims.choose(3 * PART_BYTES, spare_none)
+    assert {ino for ino, _part in chosen} == set(read)
+
+
+async def test_new_order_is_looked_at_at_once(cache: Cache) -> None:
+    for ino in cache.inos:
+        cache.read(ino)
+    cache.pass_time()
+    cache.reads.orders = Announced({ino: ahead for ahead, ino in enumerate(cache.inos)})
+    await cache.victims.choose(PART_BYTES, spare_none)
+    cache.reads.orders = orders = Announced({ino: ahead for ahead, ino in enumerate(reversed(cache.inos))})
+    orders.revision = 2
+    (chosen,) = await cache.victims.choose(PART_BYTES, spare_none)
+    assert chosen[0] == cache.inos[0]
 
 
 async def test_spared_part_is_never_chosen(cache: Cache) -> None:
