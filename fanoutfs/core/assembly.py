@@ -62,9 +62,8 @@ from fanoutfs.records import ROOT_INO
 SIBLING_FILES: Final = 1024
 """Small files fetched ahead of one reader at most, whatever their size: 20 ms at 50,000 files/s, the most seen."""
 _RUN_SHARE: Final = 128
-"""Of the small files' share of the cache, what is evicted at most for what one reader is ahead."""
-_PLAN_SHARE: Final = 16
-"""And for one announced order, as long as nothing it has been through can go instead."""
+"""Of the small files' share of the cache, what is evicted at most for what one reader, or one announced order, is
+ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +420,7 @@ def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:
         small=base.volume.small,
         push=push,
         window_bytes=min(config.plan_window, base.small_cache_bytes // 4),
-        least_bytes=base.small_cache_bytes // _PLAN_SHARE,
+        least_bytes=base.small_cache_bytes // _RUN_SHARE,
         find_idle=data.space.idle_bytes,
         requests=config.requests,
         row=base.row,

@@ -231,6 +231,12 @@ class Fills:
         missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
         return self._start(inode, missing, urgency)
 
+    def is_part_missing(self, inode: Inode, part: int) -> bool:
+        """Tell whether anything of one part of a large file is neither cached nor on its way."""
+        last_block = (inode.size_bytes - 1) // BLOCK_BYTES
+        missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
+        return not set(missing) <= self._table.get(inode.ino, {}).keys()
+
     @property
     def small_under_way(self) -> int:
         """Return how many small files are being fetched or wait for it."""

@@ -7,8 +7,9 @@ in bytes, so that the fetch stops when the consumer does.
 
 Where the cache is smaller than the data set, what is fetched ahead takes the room of something.  Of what this order has
 been through it costs nothing; of what it is still to come to, that must be fetched once more.  So the window begins
-small there, and opens as far as cached files were read: in caches of less than `window_bytes` times some hundred it is
-this that keeps the hits.
+small there, and opens as large files are read that had been cached, or were fetched for a reader himself.  Small ones
+go by the segment, of which others may still be read: what was read of them makes no room.  This matters in caches of
+less than some hundred windows.
 
 Files that were *pushed* into the page cache are read without a sign of it.  A read further on vouches for those before
 it.  So that such a read comes while the window is full of them, a file is left out of the push now and then: known
@@ -63,7 +64,8 @@ class Plan:
 
     edge: index of the next file to fetch; edge_part: of its parts, when it is large.  push_edge: of the next file to
     push.  is_complete: the announcer has said everything.  window_bytes: most that is fetched ahead; least_bytes: that
-    much in any case.  idle_bytes: of the cache nothing was in when it began.  hit_bytes: read of what was cached.
+    much in any case.  idle_bytes: of the cache nothing was in when it began.  spent_bytes: of large files that were
+    read, and not fetched ahead: nobody comes to them any more.
     """
 
     number: int
@@ -82,7 +84,7 @@ class Plan:
     ahead_bytes: int = 0
     used_bytes: int = 0
     wasted_bytes: int = 0
-    hit_bytes: int = 0
+    spent_bytes: int = 0
     unexpected: int = 0
     _told: tuple[int, int] = (0, 0)
     _silent_bytes: int = 0
@@ -91,6 +93,8 @@ class Plan:
     """A heap of (index, inode): in the page cache, and nobody is known to have read further on."""
     _read: dict[int, None] = field(default_factory=dict)
     """Files read last, the newest at the end."""
+    _arrived_bytes: int = 0
+    """Of the large file that a reader came to last, and may still be reading."""
 
     @property
     def is_over(self) -> bool:
@@ -100,7 +104,7 @@ class Plan:
     @property
     def room_bytes(self) -> int:
         """Return how much may be fetched and not read yet."""
-        return min(self.window_bytes, max(self.least_bytes, self.idle_bytes + self.hit_bytes))
+        return min(self.window_bytes, max(self.least_bytes, self.idle_bytes + self.spent_bytes))
 
     @property
     def files_left(self) -> int:
@@ -110,6 +114,13 @@ class Plan:
     def has_room(self) -> bool:
         """Tell whether more is to be fetched now."""
         return self.edge < len(self.inos) and self.ahead_bytes < self.room_bytes and len(self.ahead) < _AHEAD_FILES
+
+    def fits(self, size_bytes: int) -> bool:
+        """Tell whether there is room for all of the file at the edge, or the next part of it, if that is not cached.
+
+        It may go beyond the whole window, but not beyond a smaller one: something would have to go for it.
+        """
+        return self.room_bytes == self.window_bytes or self.ahead_bytes + size_bytes <= self.room_bytes
 
     def extend(self, inos: Iterable[int]) -> None:
         """Append to the order."""
@@ -167,8 +178,13 @@ class Plan:
     def _take_as_read(self, ino: int, file: _Ahead) -> None:
         self.ahead_bytes -= file.fetched_bytes
         self.used_bytes += file.fetched_bytes
-        self.hit_bytes += file.cached_bytes
+        self._note_spent(file.cached_bytes)
         self._note_over(ino)
+
+    def _note_spent(self, size_bytes: int) -> None:
+        if size_bytes:
+            self.spent_bytes += self._arrived_bytes
+            self._arrived_bytes = size_bytes
 
     def _note_over(self, ino: int) -> None:
         self._read.pop(ino, None)
@@ -216,7 +232,10 @@ class Plan:
         """Note that a large file was read up to here; tell whether it is one of this plan.  is_missing: as above."""
         found = self.ahead.get(ino)
         if found is None or read_bytes >= size_bytes:
-            return self.note_read(ino, is_missing=is_missing)
+            is_planned = self.note_read(ino, is_missing=is_missing)
+            if found is None and is_planned:
+                self._note_spent(min(read_bytes, size_bytes))
+            return is_planned
         used = min(found.fetched_bytes, max(0, read_bytes - found.read_bytes))
         found.read_bytes = max(found.read_bytes, read_bytes)
         found.fetched_bytes -= used

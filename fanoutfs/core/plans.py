@@ -285,13 +285,16 @@ class Plans:
                     if self._fills.small_under_way >= self._most_under_way:
                         await trio.sleep(_FULL_PAUSE_S)
                         continue
-                    self._fetch_some(plan)
+                    has_more = self._fetch_some(plan)
                     if self._push.is_active:
                         self._push_ready()  # (what was cached already)
                     await trio.lowlevel.checkpoint()
+                    if not has_more:
+                        break
 
-    def _fetch_some(self, plan: Plan) -> None:
-        """Start fetching some of what comes next.  No checkpoint."""
+    def _fetch_some(self, plan: Plan) -> bool:
+        """Start fetching some of what comes next; tell whether there is room for more.  No checkpoint."""
+        is_full = False
         small: list[Inode] = []
         left_out: list[int] = []
         with self._reader.begin() as txn:
@@ -303,20 +306,26 @@ class Plans:
                     plan.step()
                 elif inode.is_small:
                     is_cached = self._small.has(inode.ino)
-                    fetched_bytes = 0 if is_cached else inode.size_bytes
-                    if plan.note_fetched(inode.ino, fetched_bytes, inode.size_bytes - fetched_bytes):
+                    if not is_cached and not plan.fits(inode.size_bytes):
+                        is_full = True
+                        break
+                    if plan.note_fetched(inode.ino, 0 if is_cached else inode.size_bytes):
                         left_out.append(inode.ino)
                     small += [] if is_cached else [inode]
                     plan.step()
-                else:
-                    self._fetch_part(plan, inode)
+                elif not self._fetch_part(plan, inode):
+                    is_full = True
+                    break
         self._push.leave_out(left_out)
         self._fills.fetch_small_ahead(small)
+        return not is_full
 
-    def _fetch_part(self, plan: Plan, inode: Inode) -> None:
-        """Start fetching the next part of the large file at the edge."""
+    def _fetch_part(self, plan: Plan, inode: Inode) -> bool:
+        """Start fetching the next part of the large file at the edge, if there is room."""
         start = plan.edge_part * PART_BYTES
         size_bytes = min(PART_BYTES, inode.size_bytes - start)
+        if not plan.fits(size_bytes) and self._fills.is_part_missing(inode, plan.edge_part):
+            return False
         fills = self._fills.fetch_part_ahead(inode, plan.edge_part)
         fetched_bytes = min(size_bytes, sum([fill.size_bytes for fill in fills]))
         plan.note_fetched(inode.ino, fetched_bytes, size_bytes - fetched_bytes)
@@ -324,3 +333,4 @@ class Plans:
             plan.step()
         else:
             plan.edge_part += 1
+        return True

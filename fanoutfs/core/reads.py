@@ -47,6 +47,9 @@ _NUMBERS_BYTES: Final = 64 * KIB
 _LEAST_KEPT_BYTES: Final = 64 * MIB
 """A smaller cache has better use for the space."""
 _MOST_AHEAD: Final = 1 << 18
+_SOON_WORTH: Final = 4 / TICKS
+"""What is due while a quarter of the cache moves counts alike in a segment: it is one hit, however soon, and many later
+ones beside it are more."""
 _ADVANCE_S: Final = 0.2
 _SAVE_S: Final = 300.0
 
@@ -122,7 +125,7 @@ class Reads:
         self.small.learn_sometimes()
         found = {ino: self.judge(self.small, ino)[1] for ino in inos}
         for ino, (least, most) in self.find_limits(inos, mean_bytes).items():
-            found[ino] = min(most, max(least, found[ino]))
+            found[ino] = min(most, max(min(least, _SOON_WORTH), found[ino]))
         return found
 
     def judge_small_by_age(self, inos: Collection[int], *, stored: int, mean_bytes: int) -> dict[int, float]:  # noqa: ARG002

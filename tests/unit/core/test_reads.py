@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from fanoutfs.core.reads import Reads
 from fanoutfs.eviction.reuse import ONCE
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import FIRST_FRONT_ROW, TICK, SharedState, mark_of
 from fanoutfs.records import MIB
+from tests.unit.core.announced import Announced
 
 CAP = 256 * MIB
 """A tick is 1 MiB."""
@@ -82,6 +85,19 @@ def test_reader_served_while_it_was_fetched_is_the_one_it_waited_for(tmp_path: P
     bench.move(3)
     bench.reads.note_filled(7, since=begun)
     assert bench.kind(7) == ONCE
+
+
+def test_orders_say_what_small_files_are_worth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due soon counts alike, since it is one hit in a segment of many; what is over is worth less than all."""
+    bench = Bench(tmp_path)
+    bench.reads.orders = Announced({1: 0, 2: 30, 3: 500, 4: 900}, {5: 1000, 6: 1000})
+    learnt = {3: 0.0001, 6: 0.0002, 7: 0.5}
+    monkeypatch.setattr(bench.reads, "judge", lambda _model, ino: (0, learnt.get(ino, 0.01)))
+    worth = bench.reads.judge_small(range(1, 8), stored=7, mean_bytes=MIB)
+    assert worth == {1: 4 / 256, 2: 4 / 256, 3: 1 / 500, 4: 0.01, 5: 1 / 1000, 6: 0.0002, 7: 0.5}
+    assert bench.reads.worth_after(6, MIB) is None
+    bench.reads.orders.lately[6] = 1000
+    assert bench.reads.worth_after(6, MIB) == 1 / 1000
 
 
 def test_hot_is_worth_more_than_what_was_read_once(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Parts are chosen by what they are worth, announced orders included; what is spared stays."""
 
 import itertools
-from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from fanoutfs.index.victims import PartId, list_parts
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import FIRST_FRONT_ROW, TICK, SharedState, mark_of
 from fanoutfs.records import MIB, PART_BYTES
+from tests.unit.core.announced import Announced
 from tests.unit.index.test_victims import fill
 
 FILES = 64
@@ -43,22 +43,6 @@ class Cache:
 @pytest.fixture
 def cache(index: IndexEnvironment, tmp_path: Path) -> Cache:
     return Cache(index, tmp_path)
-
-
-class Announced:
-    """Orders that are known; see `core.turns.Orders`."""
-
-    def __init__(self, due: dict[int, int], over: dict[int, int] | None = None) -> None:
-        self.revision = 1
-        self.turns = Turns(due, over or {})
-        self.lately: dict[int, int] = {}
-
-    def find_turns(self, inos: Collection[int]) -> Turns:
-        assert set(self.turns.due) <= set(inos)
-        return self.turns
-
-    def files_left_after(self, ino: int) -> int | None:
-        return self.lately.get(ino)
 
 
 def spare_none(_part: PartId) -> bool:
