@@ -15,7 +15,7 @@ from fanoutfs.config.directories import control_socket
 from fanoutfs.keeper.mountinfo import find_mount, read_mounts
 from tests.fault.children import Children
 from tests.fault.sickdisk import SIZE, Disk
-from tests.support.mounts import Mount, mounted, wait_until
+from tests.support.mounts import Mount, mounted, processes_of, wait_until
 from tests.support.servers import Bucket
 
 _DISK_OPTIONS: Final = ("--free-space-floor", "16MiB", "--cache-size", "1GiB")
@@ -168,15 +168,3 @@ def check_nothing_left(bases: list[Path], mountpoints: list[Path]) -> None:
             assert not backing.read_text().startswith(str(base)), f"loop device left: {backing}"
     for mountpoint in mountpoints:
         assert not control_socket(mountpoint).exists(), f"socket left: {control_socket(mountpoint)}"
-
-
-def processes_of(base: Path) -> list[int]:
-    """Return the processes with this directory in their command line."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            with contextlib.suppress(OSError):
-                words = (entry / "cmdline").read_bytes()
-                if os.fsencode(base) in words and b"Z (zombie)" not in (entry / "status").read_bytes():
-                    found.append(int(entry.name))
-    return found

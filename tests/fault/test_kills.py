@@ -13,8 +13,8 @@ from fanoutfs.errors import FanoutError
 from fanoutfs.keeper.mountinfo import find_mount
 from fanoutfs.records import KIB, MIB
 from tests.fault.children import Children, content, digest, read_digest
-from tests.fault.conftest import Mounter, processes_of
-from tests.support.mounts import Mount, run_command, wait_until
+from tests.fault.conftest import Mounter
+from tests.support.mounts import Mount, processes_of, run_command, wait_until
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import fanoutfs
 from fanoutfs.records import KIB
 from tests.fault.children import Child, Children, content, digest
-from tests.fault.conftest import Mounter, processes_of
-from tests.support.mounts import Mount, run_command, wait_until
+from tests.fault.conftest import Mounter
+from tests.support.mounts import Mount, processes_of, run_command, wait_until
 
 STRESS_S = 60.0
 READERS = 8

@@ -12,9 +12,9 @@ from fanoutfs.errors import FanoutError
 from fanoutfs.index.format import U64
 from fanoutfs.records import KIB, MIB
 from tests.fault.children import Children, content, digest, read_digest
-from tests.fault.conftest import Mounter, processes_of
+from tests.fault.conftest import Mounter
 from tests.fault.test_kills import status_of
-from tests.support.mounts import Mount, run_command, wait_until
+from tests.support.mounts import Mount, processes_of, run_command, wait_until
 from tests.support.servers import Bucket
 
 PAGE = 4096

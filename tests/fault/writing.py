@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 from fanoutfs.cli.drain import drain_mount
 from tests.fault.children import Child, Children
-from tests.fault.conftest import processes_of
 from tests.fault.ledger import Ledger, LossError, write_until_it_fails
 from tests.fault.postmortem import describe_journal, describe_store
-from tests.support.mounts import Mount, wait_until
+from tests.support.mounts import Mount, processes_of, wait_until
 from tests.support.servers import Bucket
 
 WRITERS = 2

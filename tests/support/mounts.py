@@ -11,18 +11,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from fanoutfs.cli.client import call
 from fanoutfs.cli.progress import ask
+from fanoutfs.config.directories import control_socket, keeper_socket
 from fanoutfs.keeper.mountinfo import find_mount
 
 COMMAND = (sys.executable, "-m", "fanoutfs")
 INTERRUPTIBLE = ("env", "--default-signal=INT", *COMMAND)
 """As from a terminal: who runs the tests in the background of a script has SIGINT ignored, and hands that on."""
 COMMAND_TIMEOUT_S = 60.0
+_END_S: Final = 10.0
 
 
 def run_command(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -46,6 +48,29 @@ def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], dead
             return value
         if time.monotonic() > deadline:
             pytest.fail(f"not within {deadline_s:g} s: {what if isinstance(what, str) else what()}")
+        time.sleep(0.01)
+
+
+def processes_of(path: Path) -> list[int]:
+    """Return the processes that have this path, or one below it, in their command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes()
+                if os.fsencode(path) in words and b"Z (zombie)" not in (entry / "status").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def end_processes_of(path: Path) -> None:
+    """Return when none is left: a core whose keeper was killed ends by itself, and writes to its cache until then."""
+    deadline = time.monotonic() + _END_S
+    while found := processes_of(path):
+        if time.monotonic() > deadline:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 
 
@@ -103,13 +128,16 @@ class Mount:
         return path
 
     def kill_everything(self) -> None:
-        """End whatever still runs or is mounted; for clean-up after a failed test."""
+        """End whatever still runs or is mounted, and remove its sockets; for clean-up, also after a failed test."""
         info = find_mount(self.path)
         if info is not None and info.fstype == "fuse.fanoutfs":
             with contextlib.suppress(Exception):
                 pid = call(self.path, "status")["keeper_pid"]
                 os.kill(pid, signal.SIGKILL)
             subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True)
+        end_processes_of(self.path)
+        for path in (control_socket(self.path), keeper_socket(self.path)):
+            path.unlink(missing_ok=True)  # who is killed leaves them to the next mount of this place
 
 
 @dataclass
