@@ -246,10 +246,7 @@ class Plans:
         return self._revision
 
     def find_turns(self, inos: Collection[int]) -> Turns:
-        """Return when plans come to these inodes.
-
-        A worker thread may call it: 40 ns for each file announced.
-        """
+        """Return when plans come to these inodes.  Any thread; 40 ns for each file announced."""
         due: dict[int, int] = {}
         over: dict[int, int] = {}
         for plan in list(self._plans.values()):
@@ -263,8 +260,9 @@ class Plans:
         return Turns(due, {ino: left for ino, left in over.items() if ino not in due})
 
     def files_left_after(self, ino: int) -> int | None:
-        """Return how many files a plan still comes to that read this one lately; None: none did."""
-        return min((plan.files_left for plan in self._plans.values() if plan.was_read_lately(ino)), default=None)
+        """Return how many files a plan still comes to that read this one lately; None: none did.  Any thread."""
+        plans = list(self._plans.values())
+        return min((plan.files_left for plan in plans if plan.was_read_lately(ino)), default=None)
 
     def _count(self, plan: Plan) -> None:
         used, wasted = plan.take_learnt()
