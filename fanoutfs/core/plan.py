@@ -15,10 +15,10 @@ Files that were *pushed* into the page cache are read without a sign of it.  A r
 it.  So that such a read comes while the window is full of them, a file is left out of the push now and then: known
 before it is fetched, because the pusher pushes on its own account, too, and is to leave it out then as well.
 
-A reader who comes for a file that lies further on has skipped: the plan goes on from there.  If the window was full,
-one of the files that were passed over, which may have been read without a sign, is waited for no longer: else a small
-window could stay full of them.  A file that occurs twice
-is fetched twice only if the cache lost it meanwhile.
+A reader who comes for a file that lies further on has skipped: the plan goes on from there.  If that is a large file
+and the window was full, one of those that were passed over is waited for no longer: they may have been read from the
+page cache, without a sign, and a small window would stay full of them.  (Of small files reads are told, but late.)  A
+file that occurs twice is fetched twice only if the cache lost it meanwhile.
 """
 
 from array import array
@@ -168,7 +168,6 @@ class Plan:
             return False
         self._note_over(ino)
         self._move_to(index + 1)
-        self._pass_over_one()
         return True
 
     def was_read_lately(self, ino: int) -> bool:
@@ -235,6 +234,7 @@ class Plan:
             is_planned = self.note_read(ino, is_missing=is_missing)
             if found is None and is_planned:
                 self._note_spent(min(read_bytes, size_bytes))
+                self._pass_over_one()
             return is_planned
         used = min(found.fetched_bytes, max(0, read_bytes - found.read_bytes))
         found.read_bytes = max(found.read_bytes, read_bytes)
