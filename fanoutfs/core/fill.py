@@ -227,15 +227,11 @@ class Fills:
         """Start fetching what is missing of one part of a large file, as `fetch_ahead`.  No checkpoint."""
         if inode.is_staged:
             return []
-        last_block = (inode.size_bytes - 1) // BLOCK_BYTES
-        missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
-        return self._start(inode, missing, urgency)
+        return self._start(inode, self._missing_of_part(inode, part), urgency)
 
     def is_part_missing(self, inode: Inode, part: int) -> bool:
         """Tell whether anything of one part of a large file is neither cached nor on its way."""
-        last_block = (inode.size_bytes - 1) // BLOCK_BYTES
-        missing = self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
-        return not set(missing) <= self._table.get(inode.ino, {}).keys()
+        return not set(self._missing_of_part(inode, part)) <= self._table.get(inode.ino, {}).keys()
 
     @property
     def small_under_way(self) -> int:
@@ -356,6 +352,10 @@ class Fills:
                 base = part * PART_BLOCKS
                 found += [base + block for block in range(PART_BLOCKS) if mask >> block & 1]
         return found
+
+    def _missing_of_part(self, inode: Inode, part: int) -> list[int]:
+        last_block = (inode.size_bytes - 1) // BLOCK_BYTES
+        return self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
 
     def _fetch_ahead(self, inode: Inode, first: int, last: int) -> None:
         size_blocks = -(-inode.size_bytes // BLOCK_BYTES)
