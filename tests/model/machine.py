@@ -420,15 +420,18 @@ def flip_byte(volume: Path, ino: int, made: Put, where: int) -> bool:
     if not path.exists():
         # A small file: found by its content; the copy that was appended last is the one that is read.
         found_at = [
-            (segment, segment.read_bytes().rfind(made.content) if made.size >= 64 else -1)
+            (segment, start)
             for segment in sorted((volume / "segments").iterdir())
+            if (start := position_in(segment, made)) >= 0
         ]
-        found_at = [(segment, start) for segment, start in found_at if start >= 0]
         if not found_at:
             return False
         path, start = found_at[-1]
         at += start
-    fd = os.open(path, os.O_RDWR)
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:  # evicted since it was looked for
+        return False
     try:
         found = os.pread(fd, 1, at)
         if not found:
@@ -437,6 +440,16 @@ def flip_byte(volume: Path, ino: int, made: Put, where: int) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def position_in(segment: Path, made: Put) -> int:
+    """Return where a segment holds this content; -1: nowhere, or it went while the daemon made room."""
+    if made.size < 64:
+        return -1
+    try:
+        return segment.read_bytes().rfind(made.content)
+    except FileNotFoundError:
+        return -1
 
 
 def raise_error(error: OSError) -> None:
