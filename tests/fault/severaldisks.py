@@ -11,7 +11,7 @@ from typing import Any, Final
 from tests.fault.children import Children, read_digest
 from tests.fault.sickdisk import Disk
 from tests.fault.test_kills import forget_pages
-from tests.fault.test_space import occupied_bytes
+from tests.support.du import occupied_bytes
 from tests.support.mounts import Mount, run_command, wait_until
 
 DEADLINE_S: Final = 120.0

@@ -33,7 +33,8 @@ from tests.fault.severaldisks import (
 )
 from tests.fault.sickdisk import Disk, run
 from tests.fault.test_kills import forget_pages
-from tests.fault.test_space import occupied_bytes, put_files
+from tests.fault.test_space import put_files
+from tests.support.du import occupied_bytes
 from tests.support.mounts import Mount, run_command, wait_until
 from tests.support.servers import Bucket
 

@@ -19,7 +19,8 @@ from tests.fault.children import Children
 from tests.fault.severaldisks import check_accounts, disk_state, read_all, readers, wait_for, wait_in_service
 from tests.fault.sickdisk import Disk, run
 from tests.fault.test_kills import forget_pages
-from tests.fault.test_space import occupied_bytes, put_files
+from tests.fault.test_space import put_files
+from tests.support.du import occupied_bytes
 from tests.support.mounts import Mount
 from tests.support.servers import Bucket
 

@@ -20,20 +20,9 @@ from tests.fault.children import Children, content, digest, read_digest
 from tests.fault.conftest import Mounter
 from tests.fault.disks import sized_disk
 from tests.fault.test_kills import forget_pages
+from tests.support.du import occupied_bytes
 from tests.support.mounts import Mount
 from tests.support.servers import Bucket
-
-
-def occupied_bytes(root: Path) -> int:
-    """Return what du(1) would say."""
-    total = 0
-    for folder, _folders, names in os.walk(root):
-        for path in (folder, *(os.path.join(folder, name) for name in names)):
-            try:
-                total += os.lstat(path).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
 
 
 def watch_free(root: Path, stop: mmap.mmap) -> tuple[int, int]:

@@ -22,7 +22,8 @@ from tests.fault.conftest import Mounter
 from tests.fault.disks import sized_disk
 from tests.fault.test_fills import gets
 from tests.fault.test_kills import forget_pages
-from tests.fault.test_space import free_bytes, mount_on, occupied_bytes, put_files, read_passes, watch_free
+from tests.fault.test_space import free_bytes, mount_on, put_files, read_passes, watch_free
+from tests.support.du import occupied_bytes
 from tests.support.mounts import Mount, run_command, wait_until
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket
@@ -186,11 +187,11 @@ def du_of(mount: Mount) -> dict[str, int]:
     """Return what du(1) would say of the parts of a volume."""
     volume = mount.volume()
     return {
-        "objects": sum(each.lstat().st_blocks * 512 for each in (volume / "objects").rglob("*") if each.is_file()),
-        "staging": sum(each.lstat().st_blocks * 512 for each in (volume / "staging").iterdir()),
+        "objects": occupied_bytes(volume / "objects", with_directories=False),
+        "staging": occupied_bytes(volume / "staging", with_directories=False),
         "index": (volume / "index.lmdb").lstat().st_blocks * 512,
         "small": (volume / "small.lmdb").lstat().st_blocks * 512
-        + sum(each.lstat().st_blocks * 512 for each in (volume / "segments").iterdir()),
+        + occupied_bytes(volume / "segments", with_directories=False),
     }
 
 

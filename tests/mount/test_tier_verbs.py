@@ -10,6 +10,7 @@ from fanoutfs.records import KIB, MIB
 from tests.fault.test_kills import forget_pages
 from tests.mount import kernel
 from tests.mount.test_tiers import info, usage
+from tests.support.du import occupied_bytes
 from tests.support.mounts import Mount, run_command, wait_until
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket
@@ -40,7 +41,7 @@ def tier(path: Path) -> str:
 def cache_bytes(mount: Mount) -> int:
     """Return what file data occupies in the cache: objects and segments."""
     folders = (mount.volume() / "objects", mount.volume() / "segments", mount.volume() / "staging")
-    return sum(each.lstat().st_blocks * 512 for folder in folders for each in folder.rglob("*") if each.is_file())
+    return sum(occupied_bytes(folder, with_directories=False) for folder in folders)
 
 
 def test_evict_frees_the_disk_and_the_bytes_come_back_right(bucket: Bucket) -> None:
