@@ -103,7 +103,7 @@ class PlainSubject:
 
     def put(self, path: str, body: bytes) -> None:
         """Replace a file by a new one."""
-        replace_file(self.root / path, body)
+        replace_file(self.root, path, body)
 
     def delete(self, path: str) -> None:
         """Remove a file."""
@@ -220,9 +220,12 @@ class MountSubject:
         return [f"now {time.strftime('%H:%M:%S')}, objects: {objects}", f"to be done: {self._status()['changes']}"]
 
 
-def replace_file(path: Path, body: bytes) -> None:
-    """Put a new file under a name, as a new version of an object appears in the mount: a new inode."""
-    aside = path.parent.parent / f".aside-{os.getpid()}"
+def replace_file(root: Path, path: str, body: bytes) -> None:
+    """Put a new file under a name, as a new version of an object appears in the mount: a new inode.
+
+    It is written in the root itself, which nobody compares: of the tree only the file's own directory changes.
+    """
+    aside = root / f".aside-{os.getpid()}"
     fd = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         os.fchmod(fd, 0o644)
@@ -230,7 +233,7 @@ def replace_file(path: Path, body: bytes) -> None:
             stream.write(body)
     finally:
         os.close(fd)
-    aside.replace(path)
+    aside.replace(root / path)
 
 
 @contextlib.contextmanager

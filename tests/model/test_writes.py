@@ -81,6 +81,16 @@ def test_ext4_equals_itself(tmp_path: Path) -> None:
     assert {"(ENOENT)", "(EEXIST)", "(ENOTDIR)", "(EISDIR)"} <= set(counted)
 
 
+def test_object_of_another_client_changes_its_own_directory_only(tmp_path: Path) -> None:
+    (tmp_path / "above" / "directory").mkdir(parents=True)
+    for path in (tmp_path / "above", tmp_path / "above/directory"):
+        os.utime(path, ns=(0, 0))
+    PlainSubject(tmp_path).put("above/directory/file", b"content")
+    assert (tmp_path / "above/directory/file").read_bytes() == b"content"
+    assert (tmp_path / "above").stat().st_mtime_ns == 0
+    assert (tmp_path / "above/directory").stat().st_mtime_ns != 0
+
+
 class FlippedBit(Side):
     """Writes at offsets behind the first block arrive with a wrong bit."""
 

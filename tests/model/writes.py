@@ -342,7 +342,7 @@ class WritesMachine(RuleBasedStateMachine):
         self._free_for_others(path)
         content = make_content(size, 100 + seed)
         self.subject.put(f"{self.top}/{path}", content)
-        replace_file(Path(self.known.path(path)), content)
+        replace_file(self.reference_root, f"{self.top}/{path}", content)
         self._both("read", {"path": path, "offset": 0, "size": size + 1, "forget": False})
 
     def foreign_delete(self, path: str) -> None:
