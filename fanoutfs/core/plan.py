@@ -91,8 +91,8 @@ class Plan:
     """Fetched since the last file that was left out of the push."""
     _pushed: list[tuple[int, int]] = field(default_factory=list)
     """A heap of (index, inode): in the page cache, and nobody is known to have read further on."""
-    _read: dict[int, None] = field(default_factory=dict)
-    """Files read last, the newest at the end."""
+    _read: dict[int, int] = field(default_factory=dict)
+    """Files read last, the newest at the end, each with its index."""
     _arrived_bytes: int = 0
     """Of the large file that a reader came to last, and may still be reading."""
 
@@ -166,7 +166,7 @@ class Plan:
         index = self._find(ino)
         if index is None:
             return False
-        self._note_over(ino)
+        self._note_over(ino, index)
         self._move_to(index + 1)
         return True
 
@@ -178,16 +178,16 @@ class Plan:
         self.ahead_bytes -= file.fetched_bytes
         self.used_bytes += file.fetched_bytes
         self._note_spent(file.cached_bytes)
-        self._note_over(ino)
+        self._note_over(ino, file.index)
 
     def _note_spent(self, size_bytes: int) -> None:
         if size_bytes:
             self.spent_bytes += self._arrived_bytes
             self._arrived_bytes = size_bytes
 
-    def _note_over(self, ino: int) -> None:
+    def _note_over(self, ino: int, index: int) -> None:
         self._read.pop(ino, None)
-        self._read[ino] = None
+        self._read[ino] = index
         if len(self._read) > _READ_FILES:
             del self._read[next(iter(self._read))]
 
@@ -264,8 +264,13 @@ class Plan:
     def _find(self, ino: int) -> int | None:
         self.unexpected += 1
         far = self.unexpected % _LONG_SCAN_EVERY == 0
+        end = self.edge + (_LONG_SCAN_FILES if far else _SCAN_FILES)
+        read_at = self._read.get(ino)
+        if read_at is not None:
+            # Another reader of it, or the same one further on: unless as many were read since as lie between its turns.
+            end = min(end, 2 * self.position - read_at + 1)
         try:
-            return self.inos.index(ino, self.edge, self.edge + (_LONG_SCAN_FILES if far else _SCAN_FILES))
+            return self.inos.index(ino, self.edge, max(self.edge, end))
         except ValueError:
             return None
 

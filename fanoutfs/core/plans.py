@@ -230,7 +230,11 @@ class Plans:
             self._push.push_ahead(plan.take_ready(self._fills.is_small_under_way))
 
     def note_large_read(self, inode: Inode, end: int, is_missing: bool) -> None:
-        """Note that a reader of a large file arrived in the part which ends there.  is_missing: as `note_read`."""
+        """Note that a reader of a large file arrived in the part which ends there.  is_missing: as `note_read`.
+
+        What one plan has fetched ahead the others do not look for: of the plans of many jobs that takes milliseconds.
+        """
+        is_missing = is_missing and not any(inode.ino in plan.ahead for plan in self._plans.values())
         for plan in self._plans.values():
             if plan.note_part_read(inode.ino, end, inode.size_bytes, is_missing=is_missing):
                 self._count(plan)
@@ -255,7 +259,11 @@ class Plans:
                 if ino in inos and ahead < due.get(ino, ahead + 1):
                     due[ino] = ahead
             for ino in plan.inos[:position]:
-                if ino in inos and left < over.get(ino, left + 1):
+                if ino not in inos:
+                    continue
+                if plan.is_ahead(ino):  # fetched for a worker that others have overtaken
+                    due[ino] = 0
+                elif left < over.get(ino, left + 1):
                     over[ino] = left
         return Turns(due, {ino: left for ino, left in over.items() if ino not in due})
 
@@ -277,7 +285,7 @@ class Plans:
             await self._wanted.wait()
             self._wanted = trio.Event()
             for plan in list(self._plans.values()):
-                if plan.is_over:
+                if plan.is_over and self._plans.get(plan.name) is plan:  # not its successor
                     self._remove(plan.name)
                 while plan.has_room() and plan in self._plans.values():
                     if self._fills.small_under_way >= self._most_under_way:
@@ -321,6 +329,9 @@ class Plans:
     def _fetch_part(self, plan: Plan, inode: Inode) -> bool:
         """Start fetching the next part of the large file at the edge, if there is room."""
         start = plan.edge_part * PART_BYTES
+        if start >= inode.size_bytes:  # it became shorter meanwhile
+            plan.step()
+            return True
         size_bytes = min(PART_BYTES, inode.size_bytes - start)
         if not plan.fits(size_bytes) and self._fills.is_part_missing(inode, plan.edge_part):
             return False

@@ -38,6 +38,8 @@ class Victims:
         self._reads = reads
         self._chooser: Choice[PartId] = CHOICES[choice](self._judge)
         self._limits: dict[int, tuple[float, float]] = {}
+        self._read_before: set[int] = set()
+        """Of the files that announced orders came to, at the last look: those read lately in one of them as well."""
         self._revision = 0
         self._looked_at = self._look_s = 0.0
         self._file_bytes = PART_BYTES
@@ -112,12 +114,15 @@ class Victims:
         mean_bytes = sum(part_bytes(self._environment, part) for part in sample) // max(1, len(sample))
         self._file_bytes = max(1, len(parts) * mean_bytes // max(1, len(inos)))
         self._limits = self._reads.find_limits(inos, self._file_bytes)
+        due = (ino for ino, (least, _most) in self._limits.items() if least > 0)
+        self._read_before = {ino for ino in due if self._reads.worth_after(ino, self._file_bytes) is not None}
         self._chooser.fill(parts, self._reads.tick, share)
 
     def _judge(self, part: PartId) -> tuple[int, float]:
         tick, worth = self._reads.judge(self._reads.large, *part)
-        after = self._reads.worth_after(part[0], self._file_bytes)
-        if after is not None:  # (since the last look, perhaps)
-            return tick, min(worth, after)
+        if part[0] not in self._read_before:
+            after = self._reads.worth_after(part[0], self._file_bytes)
+            if after is not None:  # read since the last look
+                return tick, min(worth, after)
         least, most = self._limits.get(part[0], _NO_LIMITS)
         return tick, min(most, max(least, worth))

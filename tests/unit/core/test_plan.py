@@ -57,6 +57,22 @@ def test_consumer_who_skips_is_followed() -> None:
     assert fetch(plan, cached) == 0, "what was passed over may still be read: it counts against the window"
 
 
+def test_second_reader_of_a_file_is_not_taken_for_the_next_epoch() -> None:
+    plan = make_plan([*range(40), *range(40)], window_files=8)
+    fetch(plan, set())
+    assert plan.note_part_read(12, SIZE, 3 * SIZE, is_missing=True)
+    assert plan.position == 13
+    for read_bytes in (SIZE, 2 * SIZE):  # another worker; and the first one, in the file's next part
+        plan.note_part_read(12, read_bytes, 3 * SIZE, is_missing=True)
+        assert plan.position == 13
+    plan.note_read(12, is_missing=True)
+    assert plan.position == 13
+    for ino in range(13, 40):
+        plan.note_read(ino, is_missing=True)
+    assert plan.note_part_read(12, SIZE, 3 * SIZE, is_missing=True), "its turn in the next epoch"
+    assert plan.position == 53
+
+
 def test_window_full_of_large_files_read_without_a_sign_opens_again() -> None:
     """Those whose pages the kernel had: no READ tells of them.  (Reads of small ones are told, but late.)"""
     plan, cached = make_plan(list(range(1000)), window_files=2), set[int]()

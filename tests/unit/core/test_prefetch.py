@@ -13,6 +13,7 @@ from fanoutfs.errors import FanoutError, TransientError, UsageError
 from fanoutfs.observe.catalog import Count
 from fanoutfs.records import BLOCK_BYTES, MIB, PART_BYTES
 from tests.unit.core.rig import Rig, arrived, running_core
+from tests.unit.core.sender import sending
 
 SIZE = 1000
 
@@ -271,6 +272,40 @@ async def test_plan_under_the_same_name_replaces_the_one_before(tmp_path: Path) 
                 await core.plans.commands()[command]({"plan": first, "paths": ["d/00000"]})
 
 
+async def test_epoch_that_begins_while_another_plan_waits_is_not_taken_for_the_one_before(tmp_path: Path) -> None:
+    async with running_core(tmp_path, requests=2, plan_window_bytes=40 * SIZE) as core:
+        inos = await put_files(core, 60)
+        commands = core.plans.commands()
+        slow = (await commands["plan_begin"]({"name": "slow"}))["plan"]
+        await announce(core, ["d/00059"], name="quick")
+        await quiet(core)
+        gate = core.backend.hold("get")
+        await commands["plan_add"]({"plan": slow, "paths": [f"d/{index:05d}" for index in range(20)]})
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await commands["plan_add"]({"plan": slow, "paths": [f"d/{index:05d}" for index in range(20, 50)]})
+        await trio.testing.wait_all_tasks_blocked(0.002)
+        core.prefetch.note_reads([inos[59]])
+        await announce(core, ["d/00058"], name="quick")
+        gate.release()
+        await quiet(core)
+        assert [plan["name"] for plan in core.plans.describe()] == ["slow", "quick"]
+
+
+async def test_what_an_overtaken_worker_is_still_to_read_is_due_at_once(tmp_path: Path) -> None:
+    async with running_core(tmp_path, plan_window_bytes=8 * SIZE) as core:
+        inos = await put_files(core, 20)
+        await announce(core, [f"d/{index:05d}" for index in range(20)])
+        await quiet(core)
+        for index in (0, 1, 5):  # another worker has 2 to 4, and takes his time
+            await read(core, inos[index])
+        turns = core.plans.find_turns(set(inos))
+        assert [turns.due[inos[index]] for index in (2, 3, 4, 6)] == [0, 0, 0, 0]
+        assert set(turns.over) == {inos[index] for index in (0, 1, 5)}
+        for index in (2, 3, 4):
+            await read(core, inos[index])
+        assert set(core.plans.find_turns(set(inos)).over) == set(inos[:6])
+
+
 async def test_two_plans_each_have_their_window(tmp_path: Path) -> None:
     async with running_core(tmp_path, plan_window_bytes=10 * SIZE) as core:
         inos = await put_files(core, 100)
@@ -320,6 +355,29 @@ async def test_reader_who_was_there_before_the_plan_does_not_stop_it(tmp_path: P
             core.fills.note_part_read(inode.ino, 0)
             await quiet(core)
         assert core.backend.calls["get"] == 4
+
+
+async def test_file_that_became_shorter_while_it_is_fetched_leaves_the_window_as_it_is(tmp_path: Path) -> None:
+    window_bytes = 2 * PART_BYTES
+    async with running_core(tmp_path, plan_window_bytes=window_bytes) as core, sending(core, tmp_path) as sender:
+        first = await core.put("first", b"f" * PART_BYTES)
+        cut = await core.put("cut", b"c" * (4 * PART_BYTES))
+        for index in range(8):
+            await core.put(f"n{index}", b"n" * PART_BYTES)
+        for part in range(2):
+            await core.fills.ensure(cut.ino, part * PART_BYTES, PART_BYTES)
+        await announce(core, ["first", "cut", *(f"n{index}" for index in range(8))])
+        with trio.fail_after(30):
+            while not core.blocks(cut.ino, 2):  # then the plan stands before the last part
+                await trio.testing.wait_all_tasks_blocked(0.002)
+        await sender.write("cut", 0, b"new", truncate_to=MIB)
+        await sender.settled()
+        assert core.inode("cut").ino == cut.ino
+        core.fills.note_part_read(first.ino, 0)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        (plan,) = core.plans.describe()
+        assert 0 < plan["ahead_bytes"] <= window_bytes
+        assert not core.blocks(core.inode("n2").ino), "beyond the window"
 
 
 async def test_parts_of_a_large_file_in_a_plan_are_fetched_within_the_window(tmp_path: Path) -> None:

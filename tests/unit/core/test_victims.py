@@ -72,6 +72,19 @@ async def test_announced_file_stays(cache: Cache) -> None:
     assert not {ino for ino, _part in chosen} & set(due)
 
 
+async def test_file_that_another_order_has_read_stays_for_the_one_that_comes_to_it(cache: Cache) -> None:
+    for _pass in range(3):
+        for ino in cache.inos:
+            cache.read(ino)
+    cache.reads.large.learn()
+    cache.pass_time()
+    orders = Announced({ino: ahead for ahead, ino in enumerate(cache.inos)})
+    orders.lately = dict.fromkeys(cache.inos[:32], 1000)  # of a job that was killed, say
+    cache.reads.orders = orders
+    chosen = await cache.victims.choose(8 * PART_BYTES, spare_none)
+    assert not {ino for ino, _part in chosen} & set(cache.inos[:32])
+
+
 async def test_what_an_order_has_been_through_goes_before_what_it_comes_to(cache: Cache) -> None:
     for _pass in range(6):
         for ino in cache.inos:
