@@ -77,7 +77,8 @@ class StorageClasses:
                 if not is_same_version(source.version, details.info.version):
                     raise VersionGoneError(f"{source.key}: somebody else has changed the object")
                 if (details.properties.storage_class or "STANDARD") == storage_class:
-                    await self._writer.run(NoteStored(ino, source.version.etag, StoredAs(storage_class)).apply)
+                    known = StoredAs(storage_class, details.restore in (Restore.ARCHIVED, Restore.ONGOING))
+                    await self._writer.run(NoteStored(ino, source.version.etag, known).apply)
                     return False
                 if details.restore in (Restore.ARCHIVED, Restore.ONGOING):
                     known = StoredAs(details.properties.storage_class, is_archived=True)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from fanoutfs.backend.archive import has_to_be_restored
 from fanoutfs.backend.writing import Condition, Expect
 from fanoutfs.index.format import DirtyRecord, Inode
 from fanoutfs.index.intents import INTENTS, intent_name, read_intent
 from fanoutfs.index.places import Obstacle, Places
 from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.tiers import StoredAs
 from fanoutfs.records import ObjectInfo, Version
 
 
@@ -68,6 +70,10 @@ class UploadRules(Protocol):
         """Tell whether a file's content is not to be uploaded.  is_asked: somebody asked for it by name."""
         ...
 
+    def is_excluded(self, path: str) -> bool:
+        """Tell whether a name on a path is one that is not uploaded by itself (`--no-upload`)."""
+        ...
+
     def delay_s(self, path: str, size_bytes: int) -> float:
         """Return how long a file is left alone before it is uploaded."""
         ...
@@ -115,6 +121,16 @@ class Facts:
         if not self.inode.key or not self.inode.etag:
             return None
         return ObjectInfo(self.inode.key, self.inode.version, self.storage_class)
+
+    @property
+    def has_new_content(self) -> bool:
+        """Tell whether no object has the content as it is, or the name needs one of its own."""
+        return self.source is None or self.inode.is_staged or self.is_link
+
+    @property
+    def stored_as(self) -> StoredAs:
+        """Return how the store keeps an object that it is given in this class."""
+        return StoredAs(self.storage_class, has_to_be_restored(self.storage_class))
 
 
 class FactsReader:

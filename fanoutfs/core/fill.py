@@ -255,7 +255,7 @@ class Fills:
         except StaleInodeError:
             return
         if not inode.is_small and not inode.is_staged:
-            self._fetch_ahead(inode, part * PART_BLOCKS, part * PART_BLOCKS)
+            self._start_ahead(inode, self._readahead.follow(ino, part, -(-inode.size_bytes // BLOCK_BYTES)))
             self._note_arrival(inode, part, is_missing=False)
 
     def _note_arrival(self, inode: Inode, part: int, *, is_missing: bool) -> None:
@@ -358,8 +358,9 @@ class Fills:
         return self._missing(inode, part * PART_BLOCKS, min(last_block, (part + 1) * PART_BLOCKS - 1))
 
     def _fetch_ahead(self, inode: Inode, first: int, last: int) -> None:
-        size_blocks = -(-inode.size_bytes // BLOCK_BYTES)
-        ahead = self._readahead.access(inode.ino, first, last, size_blocks)
+        self._start_ahead(inode, self._readahead.access(inode.ino, first, last, -(-inode.size_bytes // BLOCK_BYTES)))
+
+    def _start_ahead(self, inode: Inode, ahead: range) -> None:
         if ahead:
             self._start(inode, self._missing(inode, ahead.start, ahead.stop - 1), Urgency.PREFETCH)
 

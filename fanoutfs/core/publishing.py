@@ -251,10 +251,10 @@ class Publisher:
         return facts.key.removeprefix(self._root_prefix), size_bytes
 
     def _is_never(self, facts: Facts, *, is_asked: bool) -> bool:
-        """Tell whether nothing is sent under the name; the metadata of an object that is there already are."""
-        source = facts.source
-        is_there = source is not None and source.key == facts.key and not facts.inode.is_staged and not facts.is_link
-        return not is_there and self._rules.is_never(*self._subject(facts), is_asked=is_asked)
+        """Tell whether nothing is sent under the name; what the store has stays there unless `--no-upload` says no."""
+        path, size_bytes = self._subject(facts)
+        is_leaving = facts.inode.key != facts.key and self._rules.is_excluded(path)
+        return (facts.has_new_content or is_leaving) and self._rules.is_never(path, size_bytes, is_asked=is_asked)
 
     async def _keep_here(self, facts: Facts) -> Outcome:
         """Keep what has a name that is not uploaded; what it had under its old name leaves the store."""
@@ -468,7 +468,7 @@ class Publisher:
     async def published(self, facts: Facts, version: Version, settled: Dirty) -> Outcome:
         """Note that the store has an inode's object in this version.  settled: see MakePublished.  Checkpoint."""
         done = MakePublished(
-            facts.inode.ino, facts.key, version, settled, facts.dirty, self._root_prefix, facts.storage_class
+            facts.inode.ino, facts.key, version, settled, facts.dirty, self._root_prefix, facts.stored_as
         )
         return await self._commit(facts.ino, done.apply)
 

@@ -37,11 +37,13 @@ class _Run:
 class _Reader:
     """Runs of one inode, most recently used last."""
 
-    __slots__ = ("lonely", "runs")
+    __slots__ = ("lonely", "part", "runs")
 
     def __init__(self) -> None:
         self.runs: list[_Run] = []
         self.lonely = 0
+        self.part = -1
+        """The last one that a reader was said to have arrived in."""
 
 
 class ReadAhead:
@@ -53,13 +55,7 @@ class ReadAhead:
 
     def access(self, ino: int, first: int, last: int, size_blocks: int) -> range:
         """Note an access to blocks [first, last] and return the blocks to fetch ahead (may be empty, may be cached)."""
-        reader = self._inodes.get(ino)
-        if reader is None:
-            reader = self._inodes[ino] = _Reader()
-            if len(self._inodes) > _INODES:
-                self._inodes.popitem(last=False)
-        else:
-            self._inodes.move_to_end(ino)
+        reader = self._reader(ino)
         if self._max_blocks == 0:
             return range(0)
         run = self._continued(reader, first)
@@ -72,6 +68,30 @@ class ReadAhead:
             return range(0)  # far enough ahead: extend by whole parts, a small window by half of itself
         run.window = min(max(_GROWTH * run.window, _START_BLOCKS), self._max_blocks)
         return self._extend(run, size_blocks)
+
+    def follow(self, ino: int, part: int, size_blocks: int) -> range:
+        """Note that a reader arrived somewhere in a part, of which all that he read was cached; return as `access`.
+
+        A run goes on by it.  One begins only if he comes from the part before: else he may be anywhere in this one, and
+        read at random.
+        """
+        reader = self._reader(ino)
+        first = part * PART_BLOCKS
+        is_next = reader.part == part - 1
+        reader.part = part
+        if self._continued(reader, first) is None and not is_next:
+            return range(0)
+        return self.access(ino, first, first, size_blocks)
+
+    def _reader(self, ino: int) -> _Reader:
+        reader = self._inodes.get(ino)
+        if reader is None:
+            reader = self._inodes[ino] = _Reader()
+            if len(self._inodes) > _INODES:
+                self._inodes.popitem(last=False)
+        else:
+            self._inodes.move_to_end(ino)
+        return reader
 
     @staticmethod
     def _continued(reader: _Reader, first: int) -> _Run | None:

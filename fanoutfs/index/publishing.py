@@ -6,7 +6,7 @@ always after the store has done its part: a crash in between finds the object by
 
 import json
 import stat
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fanoutfs.index.changed import no_version
@@ -43,7 +43,7 @@ class MakePublished:
 
     settled: what of `seen` the object holds; NOTHING for a copy that only moved it.  seen: the dirty record when the
     metadata were read; what was changed since stays dirty.
-    storage_class: in which the object was put, "" for the store's default.
+    stored: how the store keeps it, as far as it is not as usual.
     The object of before becomes departed, for deletion, where it has another key.  If the inode lost its name or was
     renamed while the store worked, it is the new object that is departed.
     """
@@ -54,7 +54,7 @@ class MakePublished:
     settled: Dirty
     seen: DirtyRecord | None
     root_prefix: str
-    storage_class: str = ""
+    stored: StoredAs = field(default_factory=StoredAs)
 
     def apply(self, txn: IndexTransaction) -> bool:
         records = txn.changed
@@ -69,8 +69,8 @@ class MakePublished:
         if not is_there and inode.etag and inode.key == place:  # renamed back meanwhile: its object is there already
             depart(txn, self.key, Departed(0, self.version), self.root_prefix)
             return records.dirty(self.ino) is None
-        if self.storage_class or (inode.key, inode.etag) != (self.key, self.version.etag):
-            txn.tiers.put_stored(self.ino, StoredAs(self.storage_class))
+        if self.stored.storage_class or (inode.key, inode.etag) != (self.key, self.version.etag):
+            txn.tiers.put_stored(self.ino, self.stored)
         self._leave_old(txn, inode)
         flags = inode.flags | FLAG_ATTRS
         if is_there:

@@ -104,6 +104,23 @@ def test_evict_keeps_what_could_not_be_fetched_again(moto_bucket: Bucket) -> Non
         assert kernel.read_all(mount.path / "a") == b"x" * 1000
 
 
+def test_what_was_uploaded_into_an_archive_stays_here(moto_bucket: Bucket, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[policy]]\npath = "cold"\nstorage_class = "GLACIER"\n')
+    with kernel.mounted_bucket(moto_bucket, "--policy-file", str(rules), "--upload-delay", "0s") as mount:
+        (mount.path / "cold").write_bytes(b"x" * 1000)
+        (mount.path / "asked").write_bytes(b"y" * 1000)
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        push = run_command("tier", "push", "--storage-class", "DEEP_ARCHIVE", str(mount.path / "asked"))
+        assert push.returncode == 0, push.stderr
+        assert [head(moto_bucket, key)["StorageClass"] for key in ("cold", "asked")] == ["GLACIER", "DEEP_ARCHIVE"]
+        result = run_command("evict", str(mount.path))
+        assert result.returncode == 28
+        assert "archived in the store" in result.stdout
+        assert kernel.read_all(mount.path / "cold") == b"x" * 1000
+        assert kernel.read_all(mount.path / "asked") == b"y" * 1000
+
+
 def test_policy_chooses_the_class_at_upload_and_by_age(moto_bucket: Bucket, tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text(

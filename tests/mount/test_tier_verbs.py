@@ -141,6 +141,28 @@ def test_push_uploads_what_policy_holds_back_but_not_what_it_keeps(bucket: Bucke
         assert (mount.path / "scratch/a").read_bytes() == b"mine"
 
 
+def test_object_of_a_file_that_is_renamed_to_where_policy_keeps_files_local_comes_along(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        '[[policy]]\npath = "scratch"\nkeep_local = true\n[[policy]]\npath = "held"\nupload_after = "never"\n'
+    )
+    put(bucket, LARGE)
+    with kernel.mounted_bucket(bucket, "--policy-file", str(rules), "--upload-delay", "0s") as mount:
+        for directory, name in (("scratch", "l0"), ("held", "l1")):
+            (mount.path / directory).mkdir()
+            (mount.path / "d" / name).rename(mount.path / directory / name)
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        objects = sorted(key for key in bucket.keys() if not key.endswith("/"))  # noqa: SIM118
+        assert objects == ["d/l2", "held/l1", "scratch/l0"]
+        assert bucket.get("scratch/l0") == LARGE["d/l0"]
+        assert bucket.get("held/l1") == LARGE["d/l1"]
+        (mount.path / "scratch/l0").write_bytes(b"changed")
+        wait_until(lambda: tier(mount.path / "scratch/l0") == "local", "what changes stays here")
+        assert bucket.get("scratch/l0") == LARGE["d/l0"]
+
+
 def test_changed_policies_hold_without_a_remount(bucket: Bucket, tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text('[[policy]]\npath = "*.hold"\nupload_after = "never"\n')

@@ -31,6 +31,25 @@ def test_sequential_reader_doubles_the_window_up_to_the_cap() -> None:
     assert max(reach) >= CAP_BLOCKS // 2
 
 
+def test_word_that_a_reader_is_in_a_part_begins_no_run_where_nobody_read() -> None:
+    policy = ReadAhead(CAP)
+    size = 100 * PART_BLOCKS
+    in_part = PART_BLOCKS // 2
+    policy.access(1, 7 * PART_BLOCKS + in_part, 7 * PART_BLOCKS + in_part, size)
+    assert not policy.follow(1, 7, size)
+    assert not policy.follow(2, 3, size), "of a file that was cached so far"
+    assert not policy.follow(2, 9, size)
+
+
+def test_reader_who_comes_from_part_to_part_of_what_is_cached_is_fetched_ahead_of() -> None:
+    policy = ReadAhead(CAP)
+    size = 100 * PART_BLOCKS
+    assert not policy.follow(1, 3, size)
+    found = policy.follow(1, 4, size)
+    assert found.start == 4 * PART_BLOCKS + 1
+    assert policy.follow(1, 5, size).stop > found.stop
+
+
 def test_full_window_is_extended_part_by_part() -> None:
     policy = ReadAhead(CAP)
     ahead = [found for found in read_through(policy, 1, 8 * CAP_BLOCKS) if found]
