@@ -23,6 +23,7 @@ _RANDOM_AFTER: Final = 4
 """New runs in a row that nobody went on with: the file is read at random, so fetch only what is asked."""
 _WHOLE_FILE_BYTES: Final = 64 * MIB
 _WHOLE_FILE_READERS: Final = 3
+_NOWHERE: Final = -2
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class _Reader:
     def __init__(self) -> None:
         self.runs: list[_Run] = []
         self.lonely = 0
-        self.part = -1
+        self.part = _NOWHERE
         """The last one that a reader was said to have arrived in."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,20 @@ def test_a_file_is_remote_then_cached_in_part_then_whole(bucket: Bucket) -> None
         wait_until(lambda: info(path)[0]["last_access_ns"], "the front has told that it was read")
         assert os.getxattr(path, "user.fanoutfs.tier") == b"cached"
         assert os.getxattr(path, "user.fanoutfs.cached") == f"{SIZE}/{SIZE}".encode()
+
+
+def test_a_read_at_random_fetches_nothing_before_it_and_little_behind(bucket: Bucket) -> None:
+    body = random.Random(3).randbytes(6 * MIB)
+    bucket.put("large", body)
+    with kernel.mounted_bucket(bucket) as mount:
+        fd = os.open(mount.path / "large", os.O_RDONLY)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            assert os.pread(fd, 4096, 2 * MIB) == body[2 * MIB : 2 * MIB + 4096]
+        finally:
+            os.close(fd)
+        mount.wait_for_fills()
+        assert mount.counters()["backend_bytes"] <= 2 * MIB
 
 
 def test_dirty_and_local_files_are_told_from_those_in_the_store(bucket: Bucket) -> None:

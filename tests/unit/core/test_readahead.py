@@ -37,6 +37,8 @@ def test_word_that_a_reader_is_in_a_part_begins_no_run_where_nobody_read() -> No
     in_part = PART_BLOCKS // 2
     policy.access(1, 7 * PART_BLOCKS + in_part, 7 * PART_BLOCKS + in_part, size)
     assert not policy.follow(1, 7, size)
+    policy.access(3, in_part, in_part, size)
+    assert not policy.follow(3, 0, size), "he may be anywhere in the first part, too"
     assert not policy.follow(2, 3, size), "of a file that was cached so far"
     assert not policy.follow(2, 9, size)
 
