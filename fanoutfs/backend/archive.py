@@ -28,6 +28,11 @@ class Restore(Enum):
     ONGOING = "ongoing"
     RESTORED = "restored"  # for some days
 
+    @property
+    def is_archived(self) -> bool:
+        """Tell whether nothing can be read of it now."""
+        return self in (Restore.ARCHIVED, Restore.ONGOING)
+
 
 def restore_state(storage_class: str, restore: str, archive_status: str = "") -> Restore:
     """Return how an object stands by the headers of its HEAD, each "" where the store sent none."""

@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import trio
 
-from fanoutfs.backend.archive import Restore
 from fanoutfs.backend.base import Backend
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.publishing import Publisher
@@ -77,10 +76,10 @@ class StorageClasses:
                 if not is_same_version(source.version, details.info.version):
                     raise VersionGoneError(f"{source.key}: somebody else has changed the object")
                 if (details.properties.storage_class or "STANDARD") == storage_class:
-                    known = StoredAs(storage_class, details.restore in (Restore.ARCHIVED, Restore.ONGOING))
+                    known = StoredAs(storage_class, details.restore.is_archived)
                     await self._writer.run(NoteStored(ino, source.version.etag, known).apply)
                     return False
-                if details.restore in (Restore.ARCHIVED, Restore.ONGOING):
+                if details.restore.is_archived:
                     known = StoredAs(details.properties.storage_class, is_archived=True)
                     await self._writer.run(NoteStored(ino, source.version.etag, known).apply)
                     raise ArchivedError(f"{source.key}: to be restored before it can be copied to another class")

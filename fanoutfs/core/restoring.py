@@ -157,7 +157,7 @@ class Restoring:
             state = await self._in_thread(partial(self._backend.restore, inode.key, days, speed))
             counts["asked"] += 1
             log.info("restore asked for key=%s days=%d", inode.key, days)
-        if state in (Restore.ARCHIVED, Restore.ONGOING):
+        if state.is_archived:
             counts["ongoing"] += 1
             waiting[inode.ino] = (path, inode)
         else:
@@ -166,7 +166,7 @@ class Restoring:
     async def _look(self, inode: Inode) -> Restore:
         """Ask how an object stands, and note it."""
         details = await self._in_thread(partial(self._backend.details, inode.key))
-        is_archived = details.restore in (Restore.ARCHIVED, Restore.ONGOING)
+        is_archived = details.restore.is_archived
         await self._note(inode, StoredAs(details.properties.storage_class, is_archived=is_archived))
         if not is_archived:
             self._told.discard(inode.ino)

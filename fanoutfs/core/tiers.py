@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import trio
 
-from fanoutfs.backend.archive import Restore
 from fanoutfs.backend.base import Backend
 from fanoutfs.core.access import Accesses
 from fanoutfs.core.control import Command
@@ -43,7 +42,6 @@ log = logging.getLogger(__name__)
 _LISTED: Final = 500
 _STORE_PATIENCE_S: Final = 3.0
 """`info` waits so long for what only the store knows; the client waits a little longer for `info`."""
-ARCHIVED: Final = (Restore.ARCHIVED, Restore.ONGOING)
 _XATTRS: Final = ("tier", "cached", "etag", "version", "class", "accessed", "pinned", "policy")
 
 
@@ -218,7 +216,7 @@ class Tiers:
                 log.debug("storage class not learnt key=%s: %s", inode.key, error)
                 return
             if details.info.version.etag == inode.etag:
-                found = StoredAs(details.properties.storage_class, details.restore in ARCHIVED)
+                found = StoredAs(details.properties.storage_class, details.restore.is_archived)
                 await self._writer.run(NoteStored(inode.ino, inode.etag, found).apply)
 
     async def _ls(self, request: Mapping[str, Any]) -> dict[str, Any]:
