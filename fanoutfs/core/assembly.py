@@ -47,6 +47,7 @@ from fanoutfs.core.space import Space
 from fanoutfs.core.spares import Spares
 from fanoutfs.core.staged import StagedBytes
 from fanoutfs.core.staging import Staging
+from fanoutfs.core.stagingroom import StagingRoom
 from fanoutfs.core.task import CoreTask
 from fanoutfs.core.trace import Trace
 from fanoutfs.core.warming import Warming
@@ -127,6 +128,7 @@ class Data:
 class Writing:
     """What changes the tree, here."""
 
+    room: StagingRoom
     staging: Staging
     changes: Changes
     spares: Spares
@@ -271,6 +273,7 @@ def build_outbound(core: Core, tag: str) -> Outbound:
     writing.changes.note_renamed = outbound.uploads.note_renamed
     writing.changes.is_uploading = outbound.uploads.is_uploading
     writing.staging.note_dirty = outbound.uploads.note_dirty
+    writing.room.may_shrink = outbound.uploads.may_free_staging
     core.filesystem.wait_published = outbound.publisher.wait_idle
     core.placement.policing.hurry = outbound.uploads.hurry
     core.placement.policing.reclass = outbound.classes.change
@@ -380,6 +383,7 @@ def _build_writing(base: Base, data: Data, filesystem: FileSystem) -> Writing:
     numbers = Numbers(base.writer)
     fronts, shared = base.config.front_count(), base.task.shared
     spares = Spares(base.volume.staging, numbers, shared.spares, partial(shared.busy_marks, fronts), fronts)
+    room = StagingRoom(data.space, data.staged)
     staging = Staging(
         reader=base.reader,
         writer=base.writer,
@@ -389,6 +393,7 @@ def _build_writing(base: Base, data: Data, filesystem: FileSystem) -> Writing:
         fills=data.fills,
         arena=data.arena,
         space=data.space,
+        room=room,
         grace=base.grace,
         durable=base.durable,
         numbers=numbers,
@@ -407,7 +412,7 @@ def _build_writing(base: Base, data: Data, filesystem: FileSystem) -> Writing:
         root_prefix=base.task.root_prefix,
         clock=base.clock,
     )
-    return Writing(staging, changes, spares)
+    return Writing(room, staging, changes, spares)
 
 
 def _build_ahead(base: Base, data: Data, filesystem: FileSystem) -> Ahead:

@@ -34,7 +34,7 @@ class StagedContent(Protocol):
         """Make an inode's newest content a staging file."""
         ...
 
-    async def wait_for_room(self, size: int) -> None:
+    async def wait_for_room(self, size: int) -> bool:
         """Return when so much may be staged."""
         ...
 
@@ -60,30 +60,6 @@ class StagedContent(Protocol):
 
     async def sync_names(self) -> None:
         """Return when everything committed so far survives a power cut."""
-        ...
-
-
-class UploadRules(Protocol):
-    """What publishing needs of the policies (`core.policybook`).  Paths are relative to the mountpoint."""
-
-    def is_never(self, path: str, size_bytes: int, *, is_asked: bool) -> bool:
-        """Tell whether a file's content is not to be uploaded.  is_asked: somebody asked for it by name."""
-        ...
-
-    def is_excluded(self, path: str) -> bool:
-        """Tell whether a name on a path is one that is not uploaded by itself (`--no-upload`)."""
-        ...
-
-    def delay_s(self, path: str, size_bytes: int) -> float:
-        """Return how long a file is left alone before it is uploaded."""
-        ...
-
-    def inode_delay_s(self, ino: int) -> float:
-        """Return the same for an inode, wherever it is by now."""
-        ...
-
-    def upload_class(self, path: str, size_bytes: int) -> str:
-        """Return the storage class in which a file is uploaded; "": the store's default."""
         ...
 
 

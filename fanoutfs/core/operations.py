@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from time import monotonic_ns
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
@@ -29,6 +29,9 @@ from fanoutfs.wire.kernel import ATTR, FOREVER_S
 from fanoutfs.wire.relay import Outcome, Verb, pack_done, split_intent
 
 log = logging.getLogger(__name__)
+
+_WRITER_WAIT_S: Final = 1.0
+"""So long at a time a write waits here at the staging cap: see `stagingroom`."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -111,12 +114,12 @@ class Operations(pyfuse3.Operations):
         came_ns = monotonic_ns()
         if verb is Verb.LIST:
             await self._filesystem.make_listed(ino)
-        elif verb is Verb.STAGE:
-            await self._filesystem.following(ino, partial(self._staging.stage, ino, off, size))
         elif verb is Verb.LOCALISE:
             await self._filesystem.following(ino, partial(self._staging.make_readable, ino, off, size))
-        else:
-            await self._staging.wait_for_room(size)
+        elif not await self._staging.wait_for_room(size, at_most_s=_WRITER_WAIT_S):
+            return pack_done(Outcome.NOT_YET, Waits(0, monotonic_ns() - came_ns, 0))
+        elif verb is Verb.STAGE:
+            await self._filesystem.following(ino, partial(self._staging.stage, ino, off, size))
         took_ns = monotonic_ns() - came_ns
         if verb is Verb.LIST:
             waits = Waits(took_ns, 0, 0)  # pages of a listing

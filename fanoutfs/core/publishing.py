@@ -34,13 +34,14 @@ from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.admission import Admission, Urgency
 from fanoutfs.core.conflicts import Conflicts, Finding
 from fanoutfs.core.content import Stamp, checksums_of
-from fanoutfs.core.facts import Asked, Facts, FactsReader, Outcome, StagedContent, UploadRules
+from fanoutfs.core.facts import Asked, Facts, FactsReader, Outcome, StagedContent
 from fanoutfs.core.freezing import SINGLE_PUT_BYTES, Freezer, Frozen
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.intents import Intents
 from fanoutfs.core.late import LateRequests
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.properties import make_token, properties_of, with_token
+from fanoutfs.core.rulings import Rulings, UploadRules
 from fanoutfs.core.withdrawal import Withdrawal
 from fanoutfs.errors import (
     BackendError,
@@ -120,7 +121,7 @@ class Publisher:
         self._conflicts = conflicts
         self._multipart = multipart
         self._settle = settle
-        self._rules = rules
+        self._rulings = Rulings(rules, files, root_prefix)
         self._late = late
         self._threads = trio.CapacityLimiter(requests)
         self._memory = Admission(_MEMORY_BYTES, requests)
@@ -179,7 +180,7 @@ class Publisher:
                 await self.intents.resolve(ino)
                 is_clean = await self._writer.run(DropNameless(ino, self._root_prefix).apply)
                 return Outcome.CLEAN if is_clean else Outcome.CHANGED
-            if self._is_never(facts, is_asked=asked is not None):
+            if self._rulings.is_never(facts, is_asked=asked is not None):
                 return await self._keep_here(facts)
             await self.intents.resolve(ino)  # what it left may be in somebody's way, or is what a condition must name
             async with self.lock(facts.key):
@@ -193,7 +194,7 @@ class Publisher:
                     return Outcome.CHANGED
                 if now.obstacle is not None:
                     return Outcome.BLOCKED
-                chosen = (asked.storage_class if asked else "") or self._rules.upload_class(*self._subject(now))
+                chosen = (asked.storage_class if asked else "") or self._rulings.upload_class(now)
                 now = replace(now, storage_class=chosen or now.storage_class)
                 return await self._publish(now, is_overdue=is_overdue, is_urgent=is_urgent)
 
@@ -237,24 +238,20 @@ class Publisher:
         elif inode is not None and inode.is_staged and not is_orphan:
             await self._staging.sync_content(ino, inode.life)
 
+    def is_to_free_staging(self, ino: int, *, is_asked: bool) -> bool:
+        """Tell whether a dirty inode has staged content that is going to be uploaded.  No checkpoint."""
+        facts = self.facts.look(ino)
+        return facts is not None and facts.inode.is_staged and not self._rulings.is_never(facts, is_asked=is_asked)
+
+    def size_bytes(self, ino: int) -> int:
+        """Return a dirty inode's size as users see it; 0 when it is gone.  No checkpoint."""
+        facts = self.facts.look(ino)
+        return 0 if facts is None else self._rulings.subject(facts)[1]
+
     async def _drop(self, facts: Facts) -> Outcome:
         """Forget that an inode is dirty: the store lacks nothing of it."""
         is_same = await self._writer.run(DropDirty(facts.ino, facts.dirty).apply)
         return Outcome.CLEAN if is_same else Outcome.CHANGED
-
-    def _subject(self, facts: Facts) -> tuple[str, int]:
-        """Return what rules decide by: a file's path and its size as users see it."""
-        size_bytes = facts.inode.size_bytes
-        if facts.inode.is_staged:
-            with contextlib.suppress(OSError):
-                size_bytes = self._files.stat(facts.inode.ino, facts.inode.life).st_size
-        return facts.key.removeprefix(self._root_prefix), size_bytes
-
-    def _is_never(self, facts: Facts, *, is_asked: bool) -> bool:
-        """Tell whether nothing is sent under the name; what the store has stays there unless `--no-upload` says no."""
-        path, size_bytes = self._subject(facts)
-        is_leaving = facts.inode.key != facts.key and self._rules.is_excluded(path)
-        return (facts.has_new_content or is_leaving) and self._rules.is_never(path, size_bytes, is_asked=is_asked)
 
     async def _keep_here(self, facts: Facts) -> Outcome:
         """Keep what has a name that is not uploaded; what it had under its old name leaves the store."""
@@ -281,7 +278,7 @@ class Publisher:
         ino, life = facts.inode.ino, facts.inode.life
         with self._freezer.descriptor(ino, life) as fd:
             stamp = Stamp.of(os.fstat(fd))
-            delay_s = self._rules.delay_s(facts.key.removeprefix(self._root_prefix), stamp.size_bytes)
+            delay_s = self._rulings.delay_s(facts, stamp.size_bytes)
             if not (is_overdue or is_urgent) and stamp.age_ns() < delay_s * 1e9:
                 return Outcome.CHANGED
             ask = self._backend.abilities
@@ -419,6 +416,7 @@ class Publisher:
         """
         log.warning("object of a renamed file is gone, uploading from the cache ino=%d: %s", facts.inode.ino, error)
         try:
+            await self._staging.wait_for_room(facts.inode.size_bytes)
             await self._staging.stage(facts.inode.ino, 0, 0)
             await self._staging.localise(facts.inode.ino, 0, facts.inode.size_bytes)
         except FanoutError as failure:
@@ -432,7 +430,7 @@ class Publisher:
         source = facts.source
         if is_dirty:
             first = self.facts.look(facts.inode.ino)
-            if first is not None and self._is_never(first, is_asked=False):
+            if first is not None and self._rulings.is_never(first, is_asked=False):
                 request = Request(time.time_ns(), 0, 0, self._root_prefix)
                 if (ino := await self._writer.run(GoBy(facts.ino, request).apply)) is not None:
                     self.note_dirty(ino)

@@ -3,7 +3,7 @@
 Core, trio thread only.  What counts against `cache_size` is what the volume occupies on disk (`occupied`), and what
 other volumes in the same cache directory do.  Free space and free inodes have floors of their own, on each disk if
 there are several (`disks`): for the cap parts on any disk may go, for a disk only its own.  What is staged has a cap,
-too, at which writers wait; it is never evicted, but clean bytes are to make room for it.
+too, at which writers wait (`stagingroom`); it is never evicted, but clean bytes are to make room for it.
 
 Two quotas: staging has `staging_cap`, reading has the rest.  What was written here, uploaded, and not read since, goes
 before anything else (`writtenhere`); so what readers have within their quota stays, however much is written.
@@ -62,14 +62,9 @@ _RECENT_PARTS: Final = 32
 _FILES_AT_ONCE: Final = 64
 """Evicted in one go when the disk lacks inodes."""
 _HANDOVER_WAIT_S: Final = 0.5
-_READERS_WAIT_S: Final = 5.0
-"""So long nothing that was written before has gone when a writer takes of the readers' quota: what is staged is known a
-little more than exactly while much is written."""
 _WATERMARK_LOOK_S: Final = 0.2
 _ROUNDS: Final = 4
 """While one eviction waits for the fronts, other fills reserve room as well."""
-_STAGING_POLL_S: Final = 0.5
-"""Uploads wake those who wait for room in staging; other programs that free the disk do not."""
 _DISK_PAUSE_S: Final = 5.0
 """After the disk refused a write, read through for this long before trying again."""
 
@@ -185,40 +180,6 @@ class Space:
     def note_unstaged(self, size_bytes: int) -> None:
         """Count the removal of a staging file that occupied so much, and let writers go on.  No checkpoint."""
         self._staged.remove(size_bytes)
-
-    async def wait_for_staging(self, size_bytes: int, disk_timeout_s: float) -> None:
-        """Return when so many bytes may be staged; clean bytes make way first.  Checkpoint.
-
-        At the cap it waits for uploads, however long they take.  Where it is the disk that has no room, or the rest of
-        the cache cannot make way, CacheFullError after disk_timeout_s in which nothing became free.
-        """
-        await trio.lowlevel.checkpoint()
-        deadline = trio.current_time() + disk_timeout_s
-        patient_until = trio.current_time() + _READERS_WAIT_S
-        while True:
-            staged = self._staged.total
-            if staged and staged + size_bytes > self._staging_cap_bytes:
-                await self._staged.measure()
-                staged = self._staged.total
-            if staged + self.grants.outstanding + size_bytes > self._staging_cap_bytes:
-                self.grants.grant(0)  # whoever asks goes before what nobody has asked for
-            # One write larger than the cap must not wait for ever.
-            if not staged or staged + self.grants.outstanding + size_bytes <= self._staging_cap_bytes:
-                try:
-                    takes_readers = trio.current_time() >= min(patient_until, deadline)
-                    async with self.reserved(size_bytes, takes_readers=takes_readers):
-                        self.grants.note_asked(size_bytes)
-                        return
-                except CacheFullError:
-                    if trio.current_time() >= deadline:
-                        raise
-                await self._staged.wait_changed(_STAGING_POLL_S)
-            else:
-                await self._staged.wait_changed(_STAGING_POLL_S)
-                deadline = trio.current_time() + disk_timeout_s
-            if self._staged.total < staged:
-                deadline = trio.current_time() + disk_timeout_s
-                patient_until = trio.current_time() + _READERS_WAIT_S
 
     def note_disk_error(self, error: Exception, disk: int = 0) -> None:
         """Stop writing to a disk for a while, or for good: it refused."""

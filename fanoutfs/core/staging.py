@@ -51,6 +51,7 @@ from fanoutfs.core.numbers import Numbers
 from fanoutfs.core.overlay import AheadOfReaders, OverlayContent, missing_runs
 from fanoutfs.core.space import Space
 from fanoutfs.core.spares import Spares
+from fanoutfs.core.stagingroom import StagingRoom
 from fanoutfs.errors import BackendError, CacheFullError, InvariantError, RefusedError, StaleInodeError
 from fanoutfs.index.format import Inode, Ownership, attr_times_ns
 from fanoutfs.index.reader import IndexReader
@@ -90,6 +91,7 @@ class Staging:
         fills: Fills,
         arena: ArenaSlots,
         space: Space,
+        room: StagingRoom,
         grace: Grace,
         durable: Durable,
         numbers: Numbers,
@@ -106,6 +108,7 @@ class Staging:
         self._fills = fills
         self._arena = arena
         self._space = space
+        self._room = room
         self._grace = grace
         self._durable = durable
         self._numbers = numbers
@@ -183,13 +186,11 @@ class Staging:
     async def stage(self, ino: int, offset: int, size: int, truncate_to: int | None = None) -> Inode:
         """Make a file staged and unsealed, and [offset, offset + size) of its object local; return its record.
 
-        truncate_to: its new size, set under the same lock.  Waits for room in staging.  Checkpoint.
-        Raises StaleInodeError, RefusedError, CacheFullError, BackendError, OSError.
+        truncate_to: its new size, set under the same lock.  Whoever is going to write waits for room first.
+        Checkpoint.  Raises StaleInodeError, RefusedError, BackendError, OSError.
         """
         if offset + size > _MAX_FILE_BYTES or (truncate_to or 0) > _MAX_FILE_BYTES:
             raise RefusedError(errno.EFBIG)
-        if truncate_to is None:
-            await self._space.wait_for_staging(size, self._op_timeout_s)
         async with self._writable(ino) as found:
             inode = found if found.is_staged else await self._begin(found, is_emptied=truncate_to == 0)
             if not inode.is_whole:
@@ -216,13 +217,12 @@ class Staging:
                 await self._localise(inode, offset, end)
                 await self._read_ahead(inode, offset, end)
 
-    async def wait_for_room(self, size: int) -> None:
-        """Return when a write that the disk had no room for may be tried again.  Checkpoint.
+    async def wait_for_room(self, size: int, *, at_most_s: float = float("inf")) -> bool:
+        """Return True when so much may be staged, False after so long at the cap.  Checkpoint.
 
-        Raises CacheFullError when nothing becomes free.
+        Raises CacheFullError when nothing becomes free; see `stagingroom`.
         """
-        await self._space.make_room()
-        await self._space.wait_for_staging(size, self._op_timeout_s)
+        return await self._room.wait(size, self._op_timeout_s, at_most_s=at_most_s)
 
     async def sync(self, ino: int, *, data_only: bool) -> None:
         """Return when a file's content and everything committed so far survive a power cut.  Checkpoint.

@@ -13,6 +13,7 @@ from fanoutfs.core.outbound import Outbound
 from fanoutfs.core.placement import Placement
 from fanoutfs.core.plans import Plans
 from fanoutfs.core.space import Space
+from fanoutfs.core.stagingroom import StagingRoom
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.observe.shared import (
     CORE_ROW,
@@ -39,6 +40,7 @@ def describe(
     admission: Admission,
     plans: Plans,
     placement: Placement,
+    room: StagingRoom,
     outbound: Outbound | None,
 ) -> dict[str, Any]:
     """Return the state of a mount, ready for JSON.  Sizes in bytes, times in seconds."""
@@ -74,7 +76,7 @@ def describe(
         "plans": plans.describe(),
         "tiering": placement.describe(),
         "changes": {
-            "staged_bytes": space.staged_bytes,
+            **room.describe(),
             "spares": shared.spares.left(config.front_count()),
             **({} if outbound is None else outbound.describe()),
         },

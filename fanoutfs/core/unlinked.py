@@ -38,5 +38,6 @@ class Unlinked:
             return
         with contextlib.suppress(ObjectMissingError, VersionGoneError, StaleInodeError):
             for start in range(0, inode.size_bytes, PART_BYTES):
-                await self._staging.stage(ino, 0, 0)  # waits for room
+                await self._staging.wait_for_room(min(PART_BYTES, inode.size_bytes - start))
+                await self._staging.stage(ino, 0, 0)
                 await self._staging.localise(ino, start, PART_BYTES)

@@ -69,7 +69,8 @@ class _Entry:
 
     __slots__ = (
         "asked", "attempts", "blocked", "changed_at", "done", "due_at", "error", "failed_at", "failed_attempt",
-        "failures", "is_again", "is_never", "is_under_way", "is_urgent", "put_off_until", "since", "tried_at",
+        "failures", "is_again", "is_never", "is_under_way", "is_urgent", "kept_bytes", "put_off_until",
+        "since", "tried_at",
     )  # fmt: skip
 
     def __init__(self, since: float, changed_at: float) -> None:
@@ -82,6 +83,8 @@ class _Entry:
         self.is_under_way = False
         self.is_again = False
         self.is_never = False
+        self.kept_bytes = 0
+        """Its size when it was found that it is never uploaded."""
         self.attempts = 0
         self.tried_at = float("-inf")
         """When the last attempt began; failed_at: when the last one did that failed."""
@@ -282,6 +285,15 @@ class Uploads:
         entry = self._entries.get(ino)
         return None if entry is None or entry.failed_attempt <= attempts else entry.error
 
+    def may_free_staging(self) -> bool:
+        """Tell whether anything that is staged is going to be uploaded.  No checkpoint."""
+        self.catch_up()
+        return any(not entry.is_never and self._will_leave(ino, entry) for ino, entry in self._entries.items())
+
+    def _will_leave(self, ino: int, entry: _Entry) -> bool:
+        # Whose turn has not come yet does not know that it never will.
+        return entry.is_under_way or self._publisher.is_to_free_staging(ino, is_asked=entry.asked is not None)
+
     def is_queued(self, ino: int) -> bool:
         """Tell whether an inode is in the queue."""
         return ino in self._entries
@@ -403,7 +415,7 @@ class Uploads:
             await self._forget_error(ino, entry)
         entry.is_under_way = False
         if outcome is Outcome.NEVER and not entry.is_again:
-            entry.is_never = True
+            entry.is_never, entry.kept_bytes = True, self._publisher.size_bytes(ino)
             self._release(entry)
         elif outcome is Outcome.BLOCKED:
             await self._unblock(ino, entry)
@@ -492,13 +504,14 @@ class Uploads:
     def describe(self) -> dict[str, Any]:
         """Return how things stand, for status."""
         self.catch_up()
-        never = sum(entry.is_never for entry in self._entries.values())
+        never = [entry for entry in self._entries.values() if entry.is_never]
         oldest = min((entry.since for entry in self._entries.values() if not entry.is_never), default=None)
         failed = [entry for entry in self._entries.values() if entry.error is not None]
         described: dict[str, Any] = {
-            "dirty": len(self._entries) - never,
+            "dirty": len(self._entries) - len(never),
             "uploading": self._under_way,
-            "never_uploaded": never,
+            "never_uploaded": len(never),
+            "never_uploaded_bytes": sum(entry.kept_bytes for entry in never),
             "failing": len(failed),
         }
         if oldest is not None:

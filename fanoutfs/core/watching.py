@@ -104,6 +104,7 @@ def build_watching(core: Core, outbound: Outbound | None) -> Watching:
         data.admission,
         core.ahead.plans,
         core.placement,
+        core.writing.room,
         outbound,
     )
     task.shared.slow.limit(config.front_count())

@@ -3,6 +3,9 @@
 A WRITE is finished by the front itself once the inode is staged, not sealed, and the object's blocks that the range
 touches are in the staging file; else the core is asked to make it so (Verb.STAGE) and the request begins anew when it
 has answered, in whichever front gets the answer.  Until then its body is held in a side slot (front.relay).
+
+At the staging cap a request waits until uploads have made room, however long that takes.  Every second the core hands
+it back (NOT_YET), so that a process which is killed meanwhile gets its answer and can go.
 """
 
 import ctypes
@@ -14,6 +17,7 @@ from typing import Final
 from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel
+from fanoutfs.front.killed import is_being_killed
 from fanoutfs.front.relay import Answer, Held, Relay
 from fanoutfs.front.staged import first_absent, flags_of, life_of, mode_of, without_set_id
 from fanoutfs.index.format import FLAG_SEALED, FLAG_STAGED, FLAG_WHOLE
@@ -25,6 +29,7 @@ from fanoutfs.wire.kernel import (
     FALLOCATE_IN,
     LSEEK_IN,
     LSEEK_OUT,
+    OUT_HEADER_SIZE,
     SETATTR_IN,
     WRITE_CACHE,
     WRITE_IN,
@@ -34,7 +39,7 @@ from fanoutfs.wire.kernel import (
     SetattrValid,
 )
 from fanoutfs.wire.messages import encode_request
-from fanoutfs.wire.relay import Verb, make_token
+from fanoutfs.wire.relay import Verb, is_not_yet, make_token
 
 log = logging.getLogger(__name__)
 
@@ -270,12 +275,16 @@ class Changes:
         if held.side is None or held.resends != self._flags[RESENDS]:
             return  # the kernel delivers it again, and the keeper has the slot
         body = self._shared.side(held.side)
+        must_wait = is_not_yet(answer.packet, OUT_HEADER_SIZE)
+        tries = request.tries if must_wait else request.tries + 1
         if answer.error:
             self._finish(Opcode(request.opcode), request.unique, body, held, answer.error)
+        elif must_wait and is_being_killed(request.pid):
+            self._finish(Opcode(request.opcode), request.unique, body, held, errno.EINTR)
         elif request.opcode == Opcode.WRITE:
-            self._write(request.unique, request.nodeid, body, request.tries + 1, held)
+            self._write(request.unique, request.nodeid, body, tries, held)
         else:
-            self._fallocate(request.unique, request.nodeid, body[: FALLOCATE_IN.size], request.tries + 1, held)
+            self._fallocate(request.unique, request.nodeid, body[: FALLOCATE_IN.size], tries, held)
 
     def _finish(
         self, opcode: Opcode, unique: int, body: memoryview, held: Held | None, code: int, out: bytes = b""

@@ -244,11 +244,13 @@ GAUGES: Final = (
     Gauge("oldest_request_age", "s", "age of the oldest of them"),
     Gauge("fill_memory_used", "bytes", "memory taken by fills under way"),
     Gauge("staged", "bytes", "content written here that the store does not have yet"),
+    Gauge("staging_cap", "bytes", "how much of it there may be before writers wait"),
     Gauge("uploads_queued", "1", "files that wait for their upload or are being uploaded"),
     Gauge("uploads_running", "1", "of these, the ones that are being uploaded"),
     Gauge("uploads_failing", "1", "of these, the ones whose last try failed"),
     Gauge("oldest_dirty_age", "s", "how long the oldest of them has not been in the store; 0 without any"),
     Gauge("local_files", "1", "changed files whose time has come, and that are not uploaded by themselves"),
+    Gauge("local_bytes", "bytes", "their size"),
     Gauge("pins", "1", "paths that are pinned"),
     Gauge(
         "archived_files_met", "1", "files of which a read was refused because they are archived, since the core began"

@@ -49,6 +49,7 @@ class Outcome(IntEnum):
 
     READY = 1  # answer from the index and the cache
     SCRATCH = 2  # the bytes are in a scratch slot
+    NOT_YET = 3  # there is no room to write, only uploads make some: ask again, if anybody still waits for it
 
 
 # outcome u8, padding, scratch slot u32, length u32, padding, mark the slot had when it was filled u64
@@ -71,6 +72,11 @@ def unpack_waits(packet: bytes, at: int) -> Waits:
         return NO_WAITS
     backend_ns, queue_ns, disk_ns, is_again = DONE_WAITS.unpack_from(packet, at + DONE.size)
     return Waits(backend_ns, queue_ns, disk_ns, is_again=bool(is_again))
+
+
+def is_not_yet(packet: bytes, at: int) -> bool:
+    """Tell whether what stands at this place is a DONE with NOT_YET."""
+    return len(packet) == at + DONE.size + DONE_WAITS.size and packet[at] == Outcome.NOT_YET
 
 
 NOTIFY_OUTCOME_BYTES: Final = 4

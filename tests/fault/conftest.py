@@ -1,6 +1,7 @@
 """Fixtures of the fault tests, and the check after each of them that nothing was left behind."""
 
 import contextlib
+import mmap
 import os
 import signal
 import subprocess
@@ -29,6 +30,13 @@ def children() -> Iterator[Children]:
     running = Children()
     yield running
     running.end()
+
+
+@pytest.fixture
+def stop() -> Iterator[mmap.mmap]:
+    """A byte that processes share: not zero once they are to end."""
+    with mmap.mmap(-1, 4096) as shared:
+        yield shared
 
 
 @pytest.fixture

@@ -64,13 +64,6 @@ def read_on(root: Path, stop: mmap.mmap) -> int:
     return count
 
 
-@pytest.fixture
-def stop() -> Iterator[mmap.mmap]:
-    """A byte that processes share: not zero once they are to end."""
-    with mmap.mmap(-1, 4096) as shared:
-        yield shared
-
-
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file and fsync it."""
     with open(path, "wb", buffering=0) as stream:
@@ -118,38 +111,6 @@ def test_store_in_trouble_amid_an_upload_keeps_nobody_waiting_and_gets_everythin
     changes = mount.status()["changes"]
     assert "last_error" not in changes
     assert changes["conflicts"] == 0
-
-
-def write_much(root: Path, files: int, progress: mmap.mmap) -> None:
-    """Write files of 4 MiB and count them."""
-    for number in range(files):
-        write_synced(root / f"written{number}", content(100 + number, 4 * MIB))
-        progress[0] = number + 1
-
-
-def test_at_the_staging_cap_writers_wait_until_the_store_is_back(
-    bucket: Bucket, proxy: Proxy, mount_of: Mounter, children: Children, stop: mmap.mmap
-) -> None:
-    mount = start(mount_of, bucket, proxy, "--cache-size", "96MiB", "--staging-size", "16MiB")
-    refuse(proxy, "down")
-    reader = children.start(read_on, mount.path, stop)
-    with mmap.mmap(-1, 4096) as progress:
-        writer = children.start(write_much, mount.path, 16, progress)
-        try:
-            wait_until(lambda: mount.status()["changes"]["staged_bytes"] > 12 * MIB, "there is little room left")
-            wait_until(lambda: "last_error" in mount.status()["changes"], "the status tells why")
-            assert writer.is_running
-            assert progress[0] <= 4  # so many fit
-            assert mount.status()["changes"]["staged_bytes"] <= 16 * MIB
-        finally:
-            proxy.clear()  # nobody can end a process that waits for an answer
-        writer.result()
-        assert progress[0] == 16
-    stop[0] = 1
-    assert reader.result()
-    drain(mount)
-    for number in range(16):
-        assert digest(bucket.get(f"written{number}")) == digest(content(100 + number, 4 * MIB))
 
 
 def sync_errno(path: Path, data: bytes) -> int:

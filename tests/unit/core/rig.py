@@ -42,6 +42,7 @@ from fanoutfs.core.space import Space
 from fanoutfs.core.spares import Spares
 from fanoutfs.core.staged import StagedBytes
 from fanoutfs.core.staging import Staging
+from fanoutfs.core.stagingroom import StagingRoom
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.store import IndexEnvironment
@@ -104,6 +105,7 @@ class Rig:
     shared: SharedState
     grace: Grace
     space: Space
+    room: StagingRoom
     admission: Admission
     arena: ArenaSlots
     notifier: Notifier
@@ -239,6 +241,7 @@ async def running_core(
             row=row,
         )
         durable = Durable(environment, few_commits_of_bytes)
+        staged = StagedBytes(path, lambda: 0)
         space = Space(
             cap_bytes=cap_bytes,
             floor_bytes=floor_bytes,
@@ -248,7 +251,7 @@ async def running_core(
             files=files,
             small=small,
             grace=grace,
-            staged=StagedBytes(path, lambda: 0),
+            staged=staged,
             reads=reads,
             staging_cap_bytes=staging_bytes,
             grants=Grants([shared.row(FIRST_FRONT_ROW + front) for front in range(2)]),
@@ -305,6 +308,7 @@ async def running_core(
                     metadata_ttl_s=float("inf"),
                 )
                 numbers = Numbers(writer)
+                room = StagingRoom(space, staged)
                 staging = Staging(
                     reader=reader,
                     writer=writer,
@@ -314,6 +318,7 @@ async def running_core(
                     fills=fills,
                     arena=arena,
                     space=space,
+                    room=room,
                     grace=grace,
                     durable=durable,
                     numbers=numbers,
@@ -372,6 +377,7 @@ async def running_core(
                     shared=shared,
                     grace=grace,
                     space=space,
+                    room=room,
                     admission=admission,
                     arena=arena,
                     notifier=notifier,

@@ -251,6 +251,7 @@ async def sending(
         fills=rig.fills,
         arena=rig.arena,
         space=rig.space,
+        room=rig.room,
         grace=rig.grace,
         durable=Durable(rig.environment, rig.space.cap_bytes),
         numbers=numbers,

@@ -35,6 +35,13 @@ async def quiet(core: Rig) -> None:
                 return
 
 
+async def fetched(core: Rig, ino: int, part: int) -> None:
+    """Return when something of a part is cached."""
+    with trio.fail_after(30):
+        while not core.blocks(ino, part):
+            await trio.testing.wait_all_tasks_blocked(0.002)
+
+
 async def read(core: Rig, ino: int) -> None:
     """Read a small file as a front does: from the store, telling of it, or through the core."""
     if core.small.has(ino):
@@ -349,11 +356,10 @@ async def test_reader_who_was_there_before_the_plan_does_not_stop_it(tmp_path: P
         async with trio.open_nursery() as nursery:
             nursery.start_soon(core.fills.ensure, inodes[0].ino, 0, BLOCK_BYTES)
             await announce(core, [f"large{index}" for index in range(4)])
-        await quiet(core)
         for inode in inodes[1:3]:
-            assert core.blocks(inode.ino, 0), "it was fetched ahead"
+            await fetched(core, inode.ino, 0)
             core.fills.note_part_read(inode.ino, 0)
-            await quiet(core)
+        await fetched(core, inodes[3].ino, 0)
         assert core.backend.calls["get"] == 4
 
 
@@ -367,9 +373,7 @@ async def test_file_that_became_shorter_while_it_is_fetched_leaves_the_window_as
         for part in range(2):
             await core.fills.ensure(cut.ino, part * PART_BYTES, PART_BYTES)
         await announce(core, ["first", "cut", *(f"n{index}" for index in range(8))])
-        with trio.fail_after(30):
-            while not core.blocks(cut.ino, 2):  # then the plan stands before the last part
-                await trio.testing.wait_all_tasks_blocked(0.002)
+        await fetched(core, cut.ino, 2)  # then the plan stands before the last part
         await sender.write("cut", 0, b"new", truncate_to=MIB)
         await sender.settled()
         assert core.inode("cut").ino == cut.ino

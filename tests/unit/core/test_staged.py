@@ -92,7 +92,7 @@ async def test_staged_bytes_count_under_the_cap_and_clean_ones_make_way(tmp_path
         core.space.note_staged(6 * MIB)
         assert core.space.staged_bytes == 6 * MIB
         assert core.space.used_bytes() == before + 6 * MIB
-        await core.space.wait_for_staging(6 * MIB, 0)
+        await core.room.wait(6 * MIB, 0)
         assert core.space.large_bytes() < held
         assert core.count(Count.EVICTED_BYTES) >= 4 * MIB
 
@@ -105,11 +105,11 @@ async def test_writer_waits_at_the_cap_until_something_is_uploaded(
         writer.write(1, 3 * MIB)
         core.space.note_staged(3 * MIB)
         assert core.space.staging_room() == MIB
-        await core.space.wait_for_staging(MIB, 1)
+        await core.room.wait(MIB, 1)
         done = trio.Event()
 
         async def wait() -> None:
-            await core.space.wait_for_staging(2 * MIB, 1)
+            await core.room.wait(2 * MIB, 1)
             done.set()
 
         async with trio.open_nursery() as nursery:
@@ -122,9 +122,37 @@ async def test_writer_waits_at_the_cap_until_something_is_uploaded(
         writer.files.close()
 
 
+async def test_writer_is_sent_back_after_a_while_at_the_cap(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with running_core(tmp_path, staging_bytes=4 * MIB) as core:
+        Writer(tmp_path).write(1, 3 * MIB)
+        core.space.note_staged(3 * MIB)
+        started = trio.current_time()
+        assert not await core.room.wait(2 * MIB, 1, at_most_s=10)
+        assert 10 <= trio.current_time() - started < 11
+        assert await core.room.wait(MIB, 1, at_most_s=10)
+
+
+async def test_staging_that_nothing_will_ever_leave_is_a_full_disk(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_core(tmp_path, staging_bytes=4 * MIB) as core:
+        Writer(tmp_path).write(1, 3 * MIB)
+        core.space.note_staged(3 * MIB)
+        core.room.may_shrink = lambda: False
+        assert await core.room.wait(MIB, 1), "what is left is given all the same"
+        for _write in range(3):
+            with pytest.raises(CacheFullError):
+                await core.room.wait(2 * MIB, 1)
+        assert [record.message.count("--staging-size") for record in caplog.records] == [1], "said once"
+        core.room.may_shrink = lambda: True
+        assert not await core.room.wait(2 * MIB, 1, at_most_s=10)
+
+
 async def test_one_write_larger_than_the_cap_is_let_through(tmp_path: Path) -> None:
     async with running_core(tmp_path, staging_bytes=MIB) as core:
-        await core.space.wait_for_staging(2 * MIB, 0)
+        await core.room.wait(2 * MIB, 0)
 
 
 async def test_full_disk_is_an_error_when_nothing_moves_for_so_long(
@@ -133,7 +161,7 @@ async def test_full_disk_is_an_error_when_nothing_moves_for_so_long(
     async with running_core(tmp_path, floor_bytes=1 << 60) as core:
         started = trio.current_time()
         with pytest.raises(CacheFullError):
-            await core.space.wait_for_staging(MIB, 25)
+            await core.room.wait(MIB, 25)
         assert trio.current_time() - started >= 25
         core.space.note_disk_error(OSError("full"))
         assert core.space.staging_room() == 0
@@ -196,11 +224,11 @@ async def test_file_that_becomes_clean_is_neither_evicted_nor_punched(tmp_path: 
         await core.fills.ensure(inode.ino, 0, 16 * MIB)
         async with core.space.handing_over(inode.ino):
             with pytest.raises(CacheFullError):
-                await core.space.wait_for_staging(20 * MIB, 0)
+                await core.room.wait(20 * MIB, 0)
             await core.space.holes.reclaim((inode.ino, 0), -1, 0)
             assert core.space.large_bytes() == 16 * MIB
             assert core.cached(inode) == bytes(16 * MIB)
-        await core.space.wait_for_staging(12 * MIB, 0)
+        await core.room.wait(12 * MIB, 0)
         assert core.space.large_bytes() < 16 * MIB
 
 
@@ -211,7 +239,7 @@ async def test_handing_over_waits_for_the_hole_that_is_about_to_be_punched(tmp_p
         busy = core.shared.row(FIRST_FRONT_ROW)
         busy[BUSY] = 1
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(core.space.wait_for_staging, 20 * MIB, 30)
+            nursery.start_soon(core.room.wait, 20 * MIB, 30)
             await wait_until(lambda: core.space.large_bytes() == 0)
             entered = trio.Event()
 

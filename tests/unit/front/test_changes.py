@@ -18,7 +18,7 @@ from fanoutfs.index.format import (
 )
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import FIRST_FRONT_ROW, RESENDS, WRITE_LIMIT
-from fanoutfs.records import BLOCK_BYTES, PART_BYTES
+from fanoutfs.records import BLOCK_BYTES, NO_WAITS, PART_BYTES
 from fanoutfs.wire.hints import Hint, HintKind
 from fanoutfs.wire.kernel import (
     FALLOCATE_IN,
@@ -33,8 +33,8 @@ from fanoutfs.wire.kernel import (
     Opcode,
     SetattrValid,
 )
-from fanoutfs.wire.relay import Verb
-from tests.unit.front.rig import Rig, open_rig, write_body
+from fanoutfs.wire.relay import Outcome, Verb, pack_done
+from tests.unit.front.rig import PID, Rig, open_rig, write_body
 
 INO = 100
 LIFE = 7
@@ -177,6 +177,39 @@ def test_error_of_the_core_is_the_error_of_the_write(rig: Rig) -> None:
     unique = rig.send(Opcode.WRITE, INO, write_body(0, b"abc"))
     rig.reply(rig.asked()[-1], error=errno.ENOSPC)
     assert rig.answer() == (unique, errno.ENOSPC, b"")
+    assert rig.shared.take_side(0, 2) == 0
+
+
+NOT_YET = pack_done(Outcome.NOT_YET, NO_WAITS)
+
+
+def test_write_at_the_cap_asks_until_there_is_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fanoutfs.front.changes.is_being_killed", lambda pid: pid != PID)
+    rig.put(record(0, 10))
+    unique = rig.send(Opcode.WRITE, INO, write_body(0, b"abc"))
+    for turn in range(3 * 1000):  # more often than anything else is tried again
+        verb, ino, offset, size, asked = rig.asked()
+        assert (verb, ino, offset, size) == (Verb.STAGE, INO, 0, 3)
+        rig.reply(asked, body=NOT_YET, front=turn % 2)
+    assert rig.answer() is None
+    rig.staging.create(INO, LIFE)
+    rig.stage(record())
+    rig.reply(rig.asked()[-1])
+    assert rig.answer() == (unique, 0, WRITE_OUT.pack(3, 0))
+    assert rig.shared.take_side(0, 2) == 0
+
+
+def test_write_that_waits_ends_with_its_process(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: set[int] = set()
+    monkeypatch.setattr("fanoutfs.front.changes.is_being_killed", killed.__contains__)
+    rig.put(record(0, 10))
+    unique = rig.send(Opcode.WRITE, INO, write_body(0, b"abc"))
+    rig.reply(rig.asked()[-1], body=NOT_YET)
+    assert rig.answer() is None
+    killed.add(PID)
+    rig.reply(rig.asked()[-1], body=NOT_YET)
+    assert rig.answer() == (unique, errno.EINTR, b"")
+    assert rig.is_core_idle()
     assert rig.shared.take_side(0, 2) == 0
 
 
