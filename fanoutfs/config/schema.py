@@ -110,6 +110,9 @@ class MountConfig:
     )
     upload_requests: int = _setting(8, "count", "uploads in flight at most", least=1, most=256)
     upload_bandwidth: int = _setting(0, "size", "bytes a second that uploads take at most; 0B: no limit", least=0)
+    fetch_bandwidth: int = _setting(
+        0, "size", "bytes a second that is fetched at most for what policies pin; 0B: no limit", least=0
+    )
     no_upload: str = _setting(
         "*.tmp,*.part,.fuse_hidden*", "text", "names that are never uploaded: patterns, divided by commas"
     )

@@ -28,7 +28,7 @@ from fanoutfs.core.content import (
     read_checksums,
     sent_ranges,
 )
-from fanoutfs.core.warming import Rate
+from fanoutfs.core.rate import Rate
 from fanoutfs.errors import BackendError, DeadlineError, StaleInodeError, UnsupportedError
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction

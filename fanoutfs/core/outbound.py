@@ -32,9 +32,10 @@ from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.notify import ChangeLog
 from fanoutfs.core.policybook import PolicyBook
 from fanoutfs.core.publishing import Publisher
+from fanoutfs.core.rate import Rate
 from fanoutfs.core.unlinked import Unlinked
 from fanoutfs.core.uploads import Uploads
-from fanoutfs.core.warming import Rate, Warming
+from fanoutfs.core.warming import Warming
 from fanoutfs.errors import FanoutError
 from fanoutfs.index.format import Ownership
 from fanoutfs.index.operations import Change

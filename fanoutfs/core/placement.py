@@ -21,6 +21,7 @@ from fanoutfs.core.evicting import Evicting
 from fanoutfs.core.fill import Fills
 from fanoutfs.core.jobs import Jobs
 from fanoutfs.core.packing import Packing
+from fanoutfs.core.pinned import PinnedFetching
 from fanoutfs.core.policing import Policing
 from fanoutfs.core.policybook import PolicyBook
 from fanoutfs.core.restoring import Restoring
@@ -44,10 +45,11 @@ class Placement:
     evicting: Evicting
     policing: Policing
     restoring: Restoring
+    pinned: PinnedFetching
 
     def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return the background tasks by name."""
-        return {"accesses": self.accesses.run, "policies": self.policing.run}
+        return {"accesses": self.accesses.run, "policies": self.policing.run, "pinned": self.pinned.run}
 
     def commands(self) -> dict[str, Command]:
         """Return the control commands."""
@@ -68,6 +70,7 @@ class Placement:
             "reclassed_files": self.policing.reclassed_files,
             "repacked_files": self.policing.repacked_files,
             "archived_files_met": self.restoring.refused,
+            **self.pinned.describe(),
         }
 
     def note_small_reads(self, inos: Sequence[int]) -> None:
@@ -161,11 +164,13 @@ def make_placement(
         tiers=tiers,
         accesses=accesses,
         evicting=evicting,
-        fills=fills,
         warming=warming,
         jobs=jobs,
         clock=clock,
     )
     restoring = Restoring(nursery=nursery, backend=backend, reader=reader, writer=writer, warming=warming, jobs=jobs)
     fills.on_archived = restoring.note_refused
-    return Placement(book, accesses, tiers, evicting, policing, restoring)
+    pinned = PinnedFetching(
+        reader=reader, book=book, tiers=tiers, warming=warming, bytes_per_s=config.fetch_bandwidth or None
+    )
+    return Placement(book, accesses, tiers, evicting, policing, restoring, pinned)

@@ -22,10 +22,10 @@ from fanoutfs.clock import Clock
 from fanoutfs.core.access import Accesses
 from fanoutfs.core.control import Command
 from fanoutfs.core.evicting import Evicting, count_file
-from fanoutfs.core.fill import Fills
 from fanoutfs.core.jobs import Job, Jobs
 from fanoutfs.core.packing import Packing
 from fanoutfs.core.policybook import PolicyBook
+from fanoutfs.core.rate import Rate
 from fanoutfs.core.tiers import Tiers, paths_of
 from fanoutfs.core.walking import TreeWalk
 from fanoutfs.core.warming import Warming
@@ -61,7 +61,6 @@ class Policing:
         tiers: Tiers,
         accesses: Accesses,
         evicting: Evicting,
-        fills: Fills,
         warming: Warming,
         jobs: Jobs,
         clock: Clock,
@@ -72,7 +71,6 @@ class Policing:
         self._tiers = tiers
         self._accesses = accesses
         self._evicting = evicting
-        self._fills = fills
         self._warming = warming
         self._jobs = jobs
         self._clock = clock
@@ -249,17 +247,20 @@ class Policing:
 
     async def _do(self, found: Sequence[Found], failures: list[str]) -> None:
         """Do all of it.  What is fetched is waited for, uploads are not: `drain --wait` does that."""
+
+        def note_end(path: str, _inode: Inode, error: FanoutError | None) -> None:
+            if error is not None:
+                failures.append(f"{path}: {error}")
+
         await self._evict(found)
         await self._reclass(found, failures)
         self.repacked_files += await self._repack(found)
         self.hurry([inode.ino for _path, inode, moves in found if Move.UPLOAD in moves])
+        filling = self._warming.filling(Rate(None), note_end)
         for path, inode, moves in found:
             if Move.FETCH in moves:
-                for fill in self._fills.fetch_ahead(inode.ino):
-                    await fill.done.wait()
-                    if fill.error is not None:
-                        failures.append(f"{path}: {fill.error}")
-                        break
+                await filling.add(path, inode)
+        await filling.finish()
 
 
 def _nothing(_inos: Sequence[int]) -> None:

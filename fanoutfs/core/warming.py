@@ -13,77 +13,34 @@ path that was asked for is imported: a million directories do not cost a million
 
 import logging
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 
 from fanoutfs.cache.smallstore import SmallStore
-from fanoutfs.core.admission import Urgency
 from fanoutfs.core.control import Command
 from fanoutfs.core.fill import Fills
+from fanoutfs.core.filling import Filling
 from fanoutfs.core.imports import Imports
 from fanoutfs.core.jobs import Job, Jobs
 from fanoutfs.core.listing import Listings
+from fanoutfs.core.rate import Rate
 from fanoutfs.errors import FanoutError, NotADirectoryInIndexError, ObjectMissingError, StaleInodeError, UsageError
 from fanoutfs.index.format import DT_DIR, Inode
 from fanoutfs.index.operations import blocks_bytes
 from fanoutfs.index.reader import IndexReader
-from fanoutfs.records import PART_BYTES, ROOT_INO
+from fanoutfs.records import ROOT_INO
 
 log = logging.getLogger(__name__)
 
-_WINDOW: Final = 512
-"""Files under way: enough to keep every request slot busy with small ones."""
-_PARTS: Final = 128
-"""Parts of one file under way: as many as there are requests at most, by default."""
 _LISTED_SINGLY: Final = 8
 _FAILURES_NAMED: Final = 100
 _QUEUED_BATCHES: Final = 2
 _WALK_BATCH: Final = 500
 """Entries read in one go: the index is left alone in between, a reader's transaction must not live long."""
 _FEED_WAIT_S: Final = 2.0
-_BURST_S: Final = 0.5
-
-
-class _UnderWay(Protocol):
-    """A fill that is waited for."""
-
-    @property
-    def done(self) -> trio.Event:
-        """Set at the end."""
-        ...
-
-    @property
-    def error(self) -> FanoutError | None:
-        """Why it failed, once done."""
-        ...
-
-
-class Rate:
-    """A token bucket: so many bytes a second.  What is larger than what is there goes, and is paid off by the next."""
-
-    def __init__(self, bytes_per_s: float | None) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._tokens = 0.0 if bytes_per_s is None else bytes_per_s * _BURST_S
-        self._filled_at = trio.current_time()
-
-    async def take(self, size_bytes: int) -> None:
-        """Return when the bytes taken before are paid for; take these.  Checkpoint."""
-        await trio.lowlevel.checkpoint()
-        if self._bytes_per_s is None:
-            return
-        while True:
-            now = trio.current_time()
-            earned = (now - self._filled_at) * self._bytes_per_s
-            self._tokens = min(self._bytes_per_s * _BURST_S, self._tokens + earned)
-            self._filled_at = now
-            if self._tokens > 0:
-                self._tokens -= size_bytes
-                return
-            await trio.sleep(-self._tokens / self._bytes_per_s + 0.001)
 
 
 class Warm:
@@ -95,7 +52,6 @@ class Warm:
         self._only_check = only_check
         self._keep_order = keep_order
         self._rate_bytes = rate
-        self._window: deque[tuple[str, int, list[_UnderWay]]] = deque()
         self.send, self._batches = trio.open_memory_channel[list[str]](_QUEUED_BATCHES)
         self._failures: list[str] = []
         job.progress.update(files=0, bytes=0, cached_files=0, cached_bytes=0, failed=0)
@@ -103,25 +59,24 @@ class Warm:
 
     async def run(self) -> None:
         """Take batches of paths until there are no more.  Checkpoint."""
-        rate = Rate(self._rate_bytes)
+        filling = self._warming.filling(Rate(self._rate_bytes), self._note_end)
         async with self._batches:
             async for batch in self._batches:
                 for path in batch if self._keep_order else sorted(set(batch)):
                     try:
-                        await self._path(path, rate)
+                        await self._path(path, filling)
                     except FanoutError as error:
                         self._fail(path, str(error))
-        while self._window:
-            await self._settle_one()
+        await filling.finish()
 
-    async def _path(self, path: str, rate: Rate) -> None:
+    async def _path(self, path: str, filling: Filling) -> None:
         inode = await self._warming.locate(path)
         if not inode.is_dir:
-            await self._file(path, inode, rate)
+            await self._file(path, inode, filling)
             return
-        await self._tree(path, inode, rate)
+        await self._tree(path, inode, filling)
 
-    async def _tree(self, top_path: str, top: Inode, rate: Rate) -> None:
+    async def _tree(self, top_path: str, top: Inode, filling: Filling) -> None:
         """Take everything below a directory, depth first.  Memory: the names above, and a batch of entries each."""
         listed_singly = 0
         above: list[tuple[str, Iterator[tuple[bytes, int, int]], int, bytes]] = []
@@ -152,9 +107,9 @@ class Warm:
             if dtype == DT_DIR:
                 following = (child_path, child)
             elif (inode := self._warming.inode_or_none(child)) is not None:
-                await self._file(child_path, inode, rate)
+                await self._file(child_path, inode, filling)
 
-    async def _file(self, path: str, inode: Inode, rate: Rate) -> None:
+    async def _file(self, path: str, inode: Inode, filling: Filling) -> None:
         cached = self._warming.cached_bytes(inode)
         self._progress["files"] += 1
         self._progress["bytes"] += inode.size_bytes
@@ -165,46 +120,15 @@ class Warm:
         if self._only_check:
             self._progress["cached_bytes"] += cached
             return
-        try:
-            if inode.is_small:
-                await rate.take(inode.size_bytes)
-                fills: list[_UnderWay] = list(self._warming.fills.fetch_ahead(inode.ino))
-            else:
-                fills = await self._large(inode, rate)
-        except StaleInodeError:
-            return  # the object went or changed since the walk came by
-        self._window.append((path, inode.size_bytes, fills))
-        while len(self._window) >= _WINDOW:
-            await self._settle_one()
-
-    async def _large(self, inode: Inode, rate: Rate) -> list[_UnderWay]:
-        """Start fetching the parts of a file, in order; return what may be under way still, or failed.  Checkpoint."""
-        fills: deque[_UnderWay] = deque()
-        for part in range(-(-inode.size_bytes // PART_BYTES)):
-            missing = self._warming.missing_bytes(inode, part)
-            if not missing:
-                continue
-            await rate.take(missing)
-            fills += self._warming.fills.fetch_part_ahead(inode, part, Urgency.BACKGROUND)
-            while len(fills) > _PARTS:
-                await fills[0].done.wait()
-                if fills[0].error is not None:
-                    return list(fills)
-                fills.popleft()
-        return list(fills)
+        await filling.add(path, inode)
 
     def _count_cached(self, size_bytes: int) -> None:
         self._progress["cached_files"] += 1
         self._progress["cached_bytes"] += size_bytes
 
-    async def _settle_one(self) -> None:
-        """Wait for the file that has been under way for the longest time.  Checkpoint."""
-        path, size_bytes, fills = self._window.popleft()
-        for fill in fills:
-            await fill.done.wait()
-        error = next((fill.error for fill in fills if fill.error is not None), None)
+    def _note_end(self, path: str, inode: Inode, error: FanoutError | None) -> None:
         if error is None:
-            self._count_cached(size_bytes)
+            self._count_cached(inode.size_bytes)
         else:
             self._fail(path, str(error))
 
@@ -354,6 +278,10 @@ class Warming:
             raise StaleInodeError(f"inode {ino} is not in the index")
         return inode
 
+    def filling(self, rate: Rate, on_end: Callable[[str, Inode, FanoutError | None], None]) -> Filling:
+        """Return what fills files in the background; see there."""
+        return Filling(self._reader, self.fills, rate, on_end)
+
     def cached_bytes(self, inode: Inode) -> int:
         """Return how many bytes of a file are in the cache."""
         if inode.is_small:
@@ -361,13 +289,6 @@ class Warming:
         with self._reader.begin() as txn:
             parts = self._reader.parts(txn, inode.ino)
             return sum(blocks_bytes(inode.size_bytes, part, mask) for part, mask in parts)
-
-    def missing_bytes(self, inode: Inode, part: int) -> int:
-        """Return how many bytes of a part of a large file are not in the cache."""
-        with self._reader.begin() as txn:
-            value = self._reader.part_value(txn, inode.ino, part)
-        cached = 0 if value is None else blocks_bytes(inode.size_bytes, part, int.from_bytes(value[:4], "little"))
-        return min(PART_BYTES, inode.size_bytes - part * PART_BYTES) - cached
 
 
 def long_commands(jobs: Jobs, imports: Imports, warming: Warming) -> dict[str, Command]:

@@ -128,25 +128,27 @@ def test_readers_go_before_a_warm_and_uploads_and_all_keep_their_budgets(
     assert mount.counters()["request_errors"] == 0
 
 
-def test_readers_go_before_what_a_policy_fetches(bucket: Bucket, proxy: Proxy, mount: Mount, tmp_path: Path) -> None:
+def test_readers_go_before_what_a_policy_fetches(proxy: Proxy, mount: Mount, tmp_path: Path) -> None:
     assert len(os.listdir(mount.path / "warm")) + len(os.listdir(mount.path / "job")) == WARMED + READERS
     (tmp_path / "rules").write_text('[[policy]]\npath = "warm"\npin = true\n')
-    assert run_command("tier", "reload", str(mount.path)).returncode == 0
     hold_all(proxy)
-    plan = subprocess.Popen([*COMMAND, "tier", "plan", "--now", str(mount.path)], stdout=subprocess.DEVNULL)
-    try:
-        wait_held(proxy, 1)
-        job = Job(mount.path / "job")
-        wait_until(lambda: mount.counters()["fills_started"] == 1 + READERS, "all readers are there")
-        for held in (8, 8, 8, 7):
-            wait_held(proxy, held)
-            proxy.release()
-        wait_held(proxy, 1)
-        proxy.clear()
+    assert run_command("tier", "reload", str(mount.path)).returncode == 0
+    wait_until(lambda: mount.counters()["fills_started"] == WARMED, "all that is pinned is wanted")
+    wait_held(proxy, BACKGROUND)
+    job = Job(mount.path / "job")
+    wait_until(lambda: mount.counters()["fills_started"] == WARMED + READERS, "all readers are there")
+    for _wave in range(4):
+        wait_held(proxy, REQUESTS)
         proxy.release()
-        job.join()
-        assert plan.wait(60) == 0
-    finally:
-        plan.kill()
-        plan.wait()
-    assert order(proxy) == ["warm"] + ["job"] * READERS + ["warm"] * (WARMED - 1)
+    wait_held(proxy, BACKGROUND)
+    proxy.clear()
+    proxy.release()
+    job.join()
+    expected = sum(len(b"%d" % number * 2000) for number in range(WARMED))
+    wait_until(lambda: mount.status()["tiering"]["pinned_fetched_bytes"] == expected, "all that is pinned is here")
+    asked = order(proxy)
+    assert asked[:BACKGROUND] == ["warm"] * BACKGROUND
+    assert asked[BACKGROUND:32] == ["job"] * 26, "nothing else began while readers waited"
+    assert sorted(asked[32:38]) == ["job"] * 4 + ["warm"] * 2
+    assert asked[38:] == ["warm"] * (WARMED - 8)
+    assert run_command("tier", "plan", str(mount.path)).stdout.strip() == "nothing"

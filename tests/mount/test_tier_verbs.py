@@ -11,7 +11,7 @@ from tests.fault.test_kills import forget_pages
 from tests.mount import kernel
 from tests.mount.test_tiers import info, usage
 from tests.support.du import occupied_bytes
-from tests.support.mounts import Mount, run_command, wait_until
+from tests.support.mounts import Mount, mounted, run_command, wait_until
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket
 
@@ -182,20 +182,52 @@ def test_changed_policies_hold_without_a_remount(bucket: Bucket, tmp_path: Path)
         assert sorted(bucket.keys()) == sorted([*SMALL, "a.hold"])  # no policy deletes from the store
 
 
-def test_plan_tells_what_would_move_and_does_it_when_asked(bucket: Bucket, tmp_path: Path) -> None:
+def test_plan_tells_what_would_move_and_does_it_when_asked(bucket: Bucket, proxy: Proxy, tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text('[[policy]]\npath = "d/l*"\npin = true\n[[policy]]\npath = "d"\nevict_after = "1h"\n')
     put(bucket, SMALL | LARGE)
-    with kernel.mounted_bucket(bucket, "--policy-file", str(rules)) as mount:
+    proxy.fault("status", match="/d/l", method="GET", status=403, count=1000)
+    options = ("--endpoint-url", proxy.endpoint, "--policy-file", str(rules))
+    with mounted(bucket.url, *options, env=bucket.env) as mount:
         verify(mount, SMALL)
         told = run_command("tier", "plan", "--dry-run", str(mount.path)).stdout
         assert told.split()[0] == "fetch" and "3 files" in told
-        assert usage(mount.path)["remote"][0] == 0 or tier(mount.path / "d/l0") == "pinned"
+        failed = run_command("tier", "plan", "--now", str(mount.path))
+        assert failed.returncode == 29 and len(failed.stderr.splitlines()) == 4
+        assert tier(mount.path / "d/l0") == "pinned"
+        proxy.clear()
         before = fetched(mount)
         assert run_command("tier", "plan", "--now", str(mount.path)).returncode == 0
         assert fetched(mount) - before == sum(map(len, LARGE.values()))
         assert run_command("tier", "plan", str(mount.path)).stdout.strip() == "nothing"
         assert info(mount.path / "d/l0")[0]["share_cached"] == 1
+
+
+def test_what_a_policy_pins_is_fetched_unasked_with_new_files_and_new_versions(
+    bucket: Bucket, proxy: Proxy, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[policy]]\npath = "d/l*"\npin = true\n')
+    put(bucket, SMALL | LARGE)
+    options = ("--endpoint-url", proxy.endpoint, "--policy-file", str(rules), "--metadata-ttl", "1s")
+    with mounted(bucket.url, *options, env=bucket.env) as mount:
+
+        def is_here(name: str) -> bool:
+            return float(info(mount.path / name)[0]["share_cached"]) == 1
+
+        verify(mount, {name: SMALL[name] for name in list(SMALL)[:1]})
+        wait_until(lambda: all(map(is_here, LARGE)), "as soon as the names are known")
+        assert run_command("tier", "plan", str(mount.path)).stdout.strip() == "nothing"
+        proxy.fault("status", match="/d/l", method="GET", status=500, count=100_000)
+        verify(mount, LARGE)
+        proxy.clear()
+        put(bucket, {"d/late": b"late" * 100_000})
+        wait_until(lambda: "late" in os.listdir(mount.path / "d"), "it is listed")
+        wait_until(lambda: is_here("d/late"), "a new file is fetched")
+        put(bucket, {"d/l0": b"new" * 500_000})
+        wait_until(lambda: (mount.path / "d/l0").stat().st_size == 1_500_000, "the new version is seen")
+        wait_until(lambda: is_here("d/l0"), "and fetched")
+        assert not any(map(is_here, list(SMALL)[1:]))
 
 
 @pytest.mark.parametrize("arguments", [("evict",), ("pin",), ("unpin",), ("tier", "du"), ("tier", "push")])
