@@ -56,6 +56,14 @@ def call_keeper(mountpoint: Path, op: str, *, timeout_s: float) -> dict[str, Any
         return connection.call(op)
 
 
+class CommandFailedError(FanoutError):
+    """The daemon could not do it, or not all of it: its words, and the exit code for that."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def call(mountpoint: Path, op: str, *, timeout_s: float = TIMEOUT_S, **arguments: Any) -> dict[str, Any]:
     """Send one command to the daemon of the mount at this absolute, symlink-free path and return its result.
 
@@ -128,10 +136,12 @@ class Connection:
             if reply["ok"]:
                 result: dict[str, Any] = reply["result"]
                 return result
-            message = str(reply["error"])
+            refusal = CommandFailedError(
+                f"{self._mountpoint}: {reply['error']}", reply.get("exit_code", FanoutError.exit_code)
+            )
         except (ValueError, KeyError, TypeError):
             raise DaemonDiedError(f"the daemon of {self._mountpoint} broke off its answer to `{op}`") from None
-        raise FanoutError(f"{self._mountpoint}: {message}")
+        raise refusal
 
     def _read_line(self, op: str) -> bytes:
         """Return the answer.  Raises TimeoutError, SilentDaemonError."""

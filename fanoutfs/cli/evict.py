@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import click
 
+from fanoutfs.cli.client import CommandFailedError
 from fanoutfs.cli.document import json_option, print_json, show
 from fanoutfs.cli.place import group_by_mount
-from fanoutfs.cli.progress import JobFailedError, Meter, ask, follow
+from fanoutfs.cli.progress import Meter, ask, follow
 from fanoutfs.config.units import show_size
 
 EXIT_KEPT: Final = 28
@@ -46,9 +47,11 @@ def evict(paths: tuple[str, ...], as_json: bool) -> int:
                 show(line)
     if as_json:
         print_json(documents)
-    if failures := [failure for document in documents for failure in document["failures"]]:
-        raise JobFailedError("; ".join(failures), EXIT_KEPT)
-    return EXIT_KEPT if any(document["kept"] for document in documents) else 0
+    has_kept = any(document["kept"] for document in documents)
+    if failed := [document for document in documents if document["failures"]]:
+        failures = [os.path.join(each["mountpoint"], failure) for each in failed for failure in each["failures"]]
+        raise CommandFailedError("; ".join(failures), EXIT_KEPT if has_kept else int(failed[0]["exit_code"]))
+    return EXIT_KEPT if has_kept else 0
 
 
 def kept_lines(mountpoint: Path, kept: Mapping[str, Any]) -> Iterator[str]:

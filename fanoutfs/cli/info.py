@@ -12,7 +12,6 @@ from fanoutfs.cli.document import show
 from fanoutfs.cli.place import group_by_mount
 from fanoutfs.cli.progress import ask
 from fanoutfs.config.units import show_size
-from fanoutfs.errors import FanoutError
 
 _BATCH: Final = 1
 """Each path may have to be asked for at the store: `info` answers within the time of one command."""
@@ -33,7 +32,7 @@ def info(paths: tuple[str, ...], as_json: bool) -> int:
         show(json.dumps(found, indent=2))
     else:
         show("\n".join(line for each in found for line in describe(each)))
-    return FanoutError.exit_code if any("error" in each for each in found) else 0
+    return next((int(each["exit_code"]) for each in found if "error" in each), 0)
 
 
 def describe(found: Mapping[str, Any]) -> Iterator[str]:

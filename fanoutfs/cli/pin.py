@@ -1,7 +1,5 @@
 """`fanoutfs pin`: keep files in the cache."""
 
-import json
-
 import click
 
 from fanoutfs.cli.document import json_option, print_json, show
@@ -52,5 +50,7 @@ def _list(paths: tuple[str, ...], *, as_json: bool) -> int:
         print_json(pins)
     else:
         for each in pins:
-            show(json.dumps(each))
+            show(f"{'pinned  ' if each['pinned'] else 'unpinned'}  {each['path']}")
+        if not pins:
+            show("no pins; what policies pin: fanoutfs tier explain")
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from fanoutfs.cli.client import SilentDaemonError, call, has_keeper
+from fanoutfs.cli.client import CommandFailedError, SilentDaemonError, call, has_keeper
 from fanoutfs.config.units import show_duration
 from fanoutfs.errors import DaemonDiedError, FanoutError
 
@@ -27,14 +27,6 @@ _RETRY_S: Final = 0.3
 
 class JobLostError(FanoutError):
     """The core was restarted and knows the job no more: start it again."""
-
-
-class JobFailedError(FanoutError):
-    """The daemon's own words and exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class Meter:
@@ -113,7 +105,7 @@ def follow(mountpoint: Path, job: str, show: Callable[[Mapping[str, Any]], None]
     """Wait until a job has ended, showing its progress; return its last state.
 
     Ctrl-C cancels the job and raises KeyboardInterrupt after `resume` was printed.  Raises JobLostError,
-    JobFailedError, DaemonDiedError.
+    CommandFailedError, DaemonDiedError.
     """
     try:
         while True:
@@ -124,9 +116,9 @@ def follow(mountpoint: Path, job: str, show: Callable[[Mapping[str, Any]], None]
             if state["state"] == "done":
                 return state
             if state["state"] == "failed":
-                raise JobFailedError(f"{mountpoint}: {state['error']}", state["exit_code"])
+                raise CommandFailedError(f"{mountpoint}: {state['error']}", state["exit_code"])
             if state["state"] == "cancelled":
-                raise JobFailedError(f"{mountpoint}: cancelled by somebody else; {resume}", FanoutError.exit_code)
+                raise CommandFailedError(f"{mountpoint}: cancelled by somebody else; {resume}", FanoutError.exit_code)
     except KeyboardInterrupt:
         ask(mountpoint, "cancel", id=job)
         print(f"\nstopped; {resume}", file=sys.stderr)

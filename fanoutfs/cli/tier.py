@@ -9,14 +9,16 @@ from typing import Any, Final
 
 import click
 
+from fanoutfs.cli.client import CommandFailedError
 from fanoutfs.cli.document import json_option, print_json, show
 from fanoutfs.cli.place import find_place, group_by_mount
-from fanoutfs.cli.progress import JobFailedError, Meter, ask, follow
+from fanoutfs.cli.progress import Meter, ask, follow
 from fanoutfs.config.schema import RESTORE_SPEEDS
 from fanoutfs.config.units import parse_size, show_duration, show_size
 
 EXIT_INCOMPLETE: Final = 29
 """Not everything was done; what was not was printed."""
+_UNLISTED: Final = "not listed yet: look into it, or fanoutfs import makes all names below known"
 _RESUME: Final = "the same command again goes on"
 
 
@@ -53,6 +55,8 @@ def _entries(mountpoint: Path, relative: str, *, recursive: bool) -> Iterator[di
         below: list[str] = []
         while True:
             page = ask(mountpoint, "tier_ls", path=path, after=after)
+            if not page["is_listed"] and not after:
+                click.echo(f"{os.path.join(mountpoint, path)}: {_UNLISTED}", err=True)
             for entry in page["entries"]:
                 yield entry
                 if entry["tier"] == "directory" and recursive:
@@ -152,7 +156,9 @@ def plan(paths: tuple[str, ...], is_dry: bool, as_json: bool) -> None:
             show(f"{name:<8} {show_size(move['bytes']):>9}  {move['files']:>8,} files, such as {examples}")
         if not moves:
             show("nothing")
-        _check_failures(result)
+        if result["unlisted"]:
+            show(f"{result['unlisted']:,} directories were not listed yet: fanoutfs import makes their names known")
+        _check_failures(mountpoint, result)
 
 
 @tier.command(epilog="Example:  fanoutfs tier reload /mnt/run")
@@ -188,17 +194,17 @@ def push(paths: tuple[str, ...], storage_class: str, as_json: bool) -> None:
         result = _watched(mountpoint, job, "push")["result"]
         if as_json:
             print_json(result)
-            _check_failures({"failures": [*result["refused"], *result["failures"]]})
+            _check_failures(mountpoint, {"failures": [*result["refused"], *result["failures"]]})
             continue
         reclassed = f", class changed: {result['reclassed']:,}" if storage_class else ""
         show(f"uploaded: {result['uploaded']:,} files{reclassed}")
         refused = [f"{path}: a policy keeps it local" for path in result["refused"]]
-        _check_failures({"failures": refused + result["failures"]})
+        _check_failures(mountpoint, {"failures": refused + result["failures"]})
 
 
 @tier.command(epilog="Example:  fanoutfs tier restore /mnt/run/checkpoints/old")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
-@click.option("--days", default=7, show_default=True, help="how long they stay readable")
+@click.option("--days", type=click.IntRange(min=1), default=7, show_default=True, help="how long they stay readable")
 @click.option("--speed", type=click.Choice(RESTORE_SPEEDS), help="how fast, if not as the store pleases")
 @click.option("-w", "--wait", is_flag=True, help="return when all can be read: minutes to days")
 @json_option
@@ -212,7 +218,7 @@ def restore(paths: tuple[str, ...], days: int, speed: str | None, wait: bool, as
             print_json(result)
         else:
             show(", ".join(f"{name}: {count:,}" for name, count in counts.items()))
-        _check_failures(result)
+        _check_failures(mountpoint, result)
 
 
 def _watched(mountpoint: Path, job: str, what: str) -> dict[str, Any]:
@@ -229,10 +235,10 @@ def _watched(mountpoint: Path, job: str, what: str) -> dict[str, Any]:
         meter.close()
 
 
-def _check_failures(result: Mapping[str, Any]) -> None:
-    """Name what was not done, and raise.  Raises FanoutError."""
+def _check_failures(mountpoint: Path, result: Mapping[str, Any]) -> None:
+    """Name what was not done, and raise.  Raises CommandFailedError."""
     failures = result["failures"]
     for failure in failures:
-        click.echo(os.fsencode(failure).decode("utf-8", "backslashreplace"), err=True)
+        click.echo(os.fsencode(os.path.join(mountpoint, failure)).decode("utf-8", "backslashreplace"), err=True)
     if failures:
-        raise JobFailedError(f"{len(failures):,} paths were left as they are", EXIT_INCOMPLETE)
+        raise CommandFailedError(f"{len(failures):,} paths were left as they are", EXIT_INCOMPLETE)

@@ -1,8 +1,10 @@
 """`fanoutfs unpin`: let pinned files be evicted again."""
 
+import os
+
 import click
 
-from fanoutfs.cli.document import json_option, print_json
+from fanoutfs.cli.document import json_option, print_json, show
 from fanoutfs.cli.place import group_by_mount
 from fanoutfs.cli.progress import ask
 
@@ -12,9 +14,11 @@ from fanoutfs.cli.progress import ask
 @json_option
 def unpin(paths: tuple[str, ...], as_json: bool) -> None:
     """Let the files and trees at PATH be evicted when room is needed, whatever pinned them: a pin or a policy."""
-    documents = [
-        {"mountpoint": str(mountpoint), **ask(mountpoint, "pin", paths=relative, pinned=False)}
-        for mountpoint, relative in group_by_mount(paths)
-    ]
+    documents = []
+    for mountpoint, relative in group_by_mount(paths):
+        result = ask(mountpoint, "pin", paths=relative, pinned=False)
+        documents.append({"mountpoint": str(mountpoint), **result})
+        for path in relative if not as_json else ():
+            show(f"{os.path.join(mountpoint, path)}: {'unpinned' if path in result['changed'] else 'was not pinned'}")
     if as_json:
         print_json(documents)

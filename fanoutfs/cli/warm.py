@@ -11,9 +11,10 @@ from typing import Any, BinaryIO, Final
 
 import click
 
+from fanoutfs.cli.client import CommandFailedError
 from fanoutfs.cli.document import json_option, print_json
 from fanoutfs.cli.place import find_place
-from fanoutfs.cli.progress import JobFailedError, JobLostError, Meter, ask, follow
+from fanoutfs.cli.progress import JobLostError, Meter, ask, follow
 from fanoutfs.config.units import parse_size, show_size
 from fanoutfs.errors import DaemonDiedError, FanoutError, UsageError
 
@@ -207,5 +208,5 @@ def _report(state: dict[str, Any], source: _Paths, *, as_json: bool) -> int:
         print(failure, file=sys.stderr)
     if progress["failed"]:
         more = f" (the first {len(failures)} are named)" if progress["failed"] > len(failures) else ""
-        raise JobFailedError(f"{progress['failed']:,} paths could not be warmed{more}", EXIT_INCOMPLETE)
+        raise CommandFailedError(f"{progress['failed']:,} paths could not be warmed{more}", EXIT_INCOMPLETE)
     return 0

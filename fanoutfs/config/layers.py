@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fanoutfs.config import units
 from fanoutfs.config.files import POLICY, ConfigFile, Located
 from fanoutfs.config.load import SETTINGS, Given, Spelling, check_overlaps, expand, parse_given, setting_of
 from fanoutfs.config.nearest import nearest
-from fanoutfs.config.policies import Policy, load_policies, parse_policies
+from fanoutfs.config.policies import Policy, check_places, load_policies, parse_policies
 from fanoutfs.config.profiles import PROFILES
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.errors import UsageError
@@ -112,7 +113,18 @@ def settle(
     values["policies"] = _policies(values, origins, file)
     config = MountConfig(source=source, mountpoint=mountpoint, **values)
     check_overlaps(config)
+    check_places(config.policies, mountpoint)
+    _check_sizes(config, origins)
     return Settled(config, origins)
+
+
+def _check_sizes(config: MountConfig, origins: Mapping[str, str]) -> None:
+    """Refuse sizes that contradict each other, as far as somebody said them.  Raises UsageError."""
+    if "low_watermark" in origins and config.low_watermark > config.high_watermark:
+        raise UsageError(f"{origins['low_watermark']}: low_watermark: is above high_watermark")
+    if config.staging_size > config.cache_size:
+        limit = units.show_size(config.cache_size)
+        raise UsageError(f"{origins['staging_size']}: staging_size: is above cache_size ({limit}), which holds it, too")
 
 
 def _policies(values: dict[str, Any], origins: dict[str, str], file: ConfigFile | None) -> tuple[Policy, ...]:
@@ -134,6 +146,7 @@ def with_mountpoint(settled: Settled, mountpoint: Path) -> Settled:
     """Return the same settings for the path that the mountpoint turned out to be.  Raises UsageError."""
     config = dataclasses.replace(settled.config, mountpoint=mountpoint)
     check_overlaps(config)
+    check_places(config.policies, mountpoint)
     return dataclasses.replace(settled, config=config)
 
 

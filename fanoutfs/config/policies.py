@@ -76,11 +76,25 @@ def parse_policies(tables: Sequence[RawTable]) -> tuple[Policy, ...]:
     return tuple(policies)
 
 
+def check_places(policies: Sequence[Policy], mountpoint: Path) -> None:
+    """Refuse patterns that begin with the mountpoint: they would match nothing.  Raises UsageError."""
+    for policy in policies:
+        for pattern in policy.paths:
+            if mountpoint != Path("/") and f"{pattern}/".startswith(f"{mountpoint}/"):
+                below = pattern.removeprefix(f"{mountpoint}").strip("/")
+                hint = f"write `{below}`" if below else "leave path out for everything"
+                raise UsageError(f"policy {policy.name!r}: path: `{pattern}`: is relative to the mountpoint: {hint}")
+
+
 def compile_pattern(text: str) -> re.Pattern[str]:
     """Return what a path pattern means.  Raises UsageError."""
     body = text.strip("/")
     if not body:
         raise UsageError(f"path: `{text}` matches nothing")
+    if any(name in (".", "..") for name in body.split("/")):
+        raise UsageError(f"path: `{text}`: no path has . or .. in it, patterns are relative to the mountpoint")
+    if "{" in text.replace("[{]", ""):
+        raise UsageError(f"path: `{text}`: braces mean nothing here: write a list of patterns ([{{] is the character)")
     # Without a slash, in front or within: any name on the way.
     expression = "" if "/" in text.rstrip("/") else "(?:.*/)?"
     at = 0

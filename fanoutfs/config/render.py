@@ -39,6 +39,7 @@ def profile_table() -> str:
 _OF_COMMANDS: Final = {
     0: "Done.",
     1: "Anything else; the line says what.",
+    20: "The store failed in a way that a retry will not mend, or there is no such file.",
     26: "`warm`: some files could not be fetched; they are named.",
     28: "`evict`, `invalidate --content`: some files keep bytes here; why is said.",
     29: "`tier`: not everything was done; what was not is named.",

@@ -3,7 +3,7 @@
 The keeper binds the socket (0600, in a directory of the daemon's user) and every core inherits it, so that connecting
 works across a restart of the core.  Requests: {"op": "status"}, {"op": "invalidate", "path": "rel/ative"} (one
 directory, listed at once).
-Answers: {"ok": true, "result": …} or {"ok": false, "error": "one line"}.
+Answers: {"ok": true, "result": …} or {"ok": false, "error": "one line", "exit_code": what a command ends with}.
 """
 
 import json
@@ -54,8 +54,9 @@ class ControlServer:
                 raise UsageError(f"unknown request; known: {', '.join(sorted(self._commands))}")
             answer: dict[str, Any] = {"ok": True, "result": await command(request)}
         except (FanoutError, ValueError) as error:
-            answer = {"ok": False, "error": str(error)}
+            code = error.exit_code if isinstance(error, FanoutError) else UsageError.exit_code
+            answer = {"ok": False, "error": str(error), "exit_code": code}
         except Exception as error:  # a command must not end the core
             log.exception("control request failed request=%r", line[:200])
-            answer = {"ok": False, "error": f"internal error: {error!r}"}
+            answer = {"ok": False, "error": f"internal error: {error!r}", "exit_code": FanoutError.exit_code}
         return json.dumps(answer).encode()

@@ -4,7 +4,7 @@ Core, trio thread only.  Only bytes that the store has as well are given up, and
 is asked for by name either, `unpin` comes first.  What stays is counted by its reason.
 
     {"op": "evict", "paths": […]}            → {"job": id}; result: {"kept": {reason: {"files", "bytes", "examples"}}}
-    {"op": "pin", "paths": […], "pinned": true} → {"pins": how many paths are pinned now}
+    {"op": "pin", "paths": […], "pinned": true} → {"pins": how many paths are pinned now, "changed": […]}
     {"op": "pins"}                           → {"pins": {path: pinned}}
 """
 
@@ -88,6 +88,7 @@ class Evicting:
                     walk = TreeWalk(self._reader, path, await self._warming.locate(path))
                 except FanoutError as error:
                     job.result["failures"].append(f"{path}: {error}")
+                    job.result["exit_code"] = error.exit_code
                     continue
                 while batch := walk.batch():
                     freed_files, freed_bytes = await self.evict_files(batch, kept)
@@ -145,13 +146,15 @@ class Evicting:
 
     # --- pins --------------------------------------------------------------------------------------------------
 
-    async def _pin(self, request: Mapping[str, Any]) -> dict[str, int]:
+    async def _pin(self, request: Mapping[str, Any]) -> dict[str, Any]:
         pinned = bool(request.get("pinned", True))
+        changed: list[str] = []
         for path in paths_of(request):
-            if pinned:
-                await self._warming.locate_named(path)  # a pin of a misspelt path would go unnoticed
-            await self._book.pin(path, pinned=pinned)
-        return {"pins": sum(self._book.pins.values())}
+            if pinned or not self._book.has_pin_at_or_below(path):
+                await self._warming.locate_named(path)  # a misspelt path would go unnoticed
+            if await self._book.pin(path, pinned=pinned):
+                changed.append(path)
+        return {"pins": sum(self._book.pins.values()), "changed": changed}
 
     async def _pins(self, _request: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
         await trio.lowlevel.checkpoint()

@@ -98,6 +98,7 @@ class Forgetting:
                     await self._names(job, found, is_tree=inode is not None and inode.is_dir)
                 except FanoutError as error:
                     job.result["failures"].append(f"{path}: {error}")
+                    job.result["exit_code"] = error.exit_code
 
         return {"job": self._jobs.start("forget", None, work).id}
 

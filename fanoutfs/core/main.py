@@ -38,7 +38,7 @@ from fanoutfs.core.granting import keep_staging_room
 from fanoutfs.core.hints import HintListeners, take_hints
 from fanoutfs.core.notify import Notifier
 from fanoutfs.core.operations import Operations
-from fanoutfs.core.outbound import Outbound
+from fanoutfs.core.outbound import READ_ONLY_COMMANDS, Outbound
 from fanoutfs.core.recovery import recover
 from fanoutfs.core.strays import collect_strays
 from fanoutfs.core.task import CoreTask
@@ -240,7 +240,7 @@ def _start_background(core: Core, outbound: Outbound | None, watching: Watching,
     base, data, ahead = core.base, core.data, core.ahead
     task, volume, row, space, config = base.task, base.volume, base.row, data.space, base.config
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(task.control))
-    commands = _commands(core) | watching.commands() | (outbound.commands() if outbound is not None else {})
+    commands = _commands(core) | watching.commands() | (READ_ONLY_COMMANDS if outbound is None else outbound.commands())
     nursery.start_soon(ControlServer(listener, commands).run)
     nursery.start_soon(base.notifier.run)
     if not task.is_first:

@@ -4,7 +4,7 @@ Core, trio thread only.  A read-only mount has none of it.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -36,7 +36,7 @@ from fanoutfs.core.rate import Rate
 from fanoutfs.core.unlinked import Unlinked
 from fanoutfs.core.uploads import Uploads
 from fanoutfs.core.warming import Warming
-from fanoutfs.errors import FanoutError
+from fanoutfs.errors import FanoutError, UsageError
 from fanoutfs.index.format import Ownership
 from fanoutfs.index.operations import Change
 from fanoutfs.index.reader import IndexReader
@@ -103,6 +103,15 @@ class Outbound:
             if failure is not None:
                 log.debug("unanswered requests are not looked into yet: %s", failure)
             await trio.sleep(_RETRY_S if failure is None else _SOON_S)
+
+
+async def refuse_read_only(_request: Mapping[str, Any]) -> None:
+    """Answer, on a mount without this part, the commands that it has.  Raises UsageError."""
+    await trio.lowlevel.checkpoint()
+    raise UsageError("the mount is read-only: it uploads nothing")
+
+
+READ_ONLY_COMMANDS: Final[dict[str, Command]] = {"drain": refuse_read_only, "tier_push": refuse_read_only}
 
 
 def make_outbound(

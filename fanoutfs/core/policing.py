@@ -226,7 +226,7 @@ class Policing:
         async def work(job: Job) -> None:
             moves: dict[str, dict[str, Any]] = {str(move): {"files": 0, "bytes": 0, "examples": []} for move in Move}
             failures: list[str] = []
-            job.result = {"moves": moves, "failures": failures}
+            job.result = {"moves": moves, "failures": failures, "unlisted": 0}
             job.progress.update(files=0, bytes=0)
             for path in paths:
                 walk = TreeWalk(self._reader, path, await self._warming.locate_named(path))
@@ -240,6 +240,7 @@ class Policing:
                         await self._do(found, failures)
                         del failures[_FAILURES_NAMED:]
                     await trio.lowlevel.checkpoint()
+                job.result["unlisted"] += walk.unlisted
             if is_now:
                 await self._evicting.free_dead_bytes()
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from fanoutfs.clock import Clock
-from fanoutfs.config.policies import Policy, load_policies
+from fanoutfs.config.policies import Policy, check_places, load_policies
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.errors import UsageError
 from fanoutfs.index.format import Inode
@@ -45,6 +47,7 @@ class PolicyBook:
         self._clock = clock
         self._upload_delay_s = config.upload_delay
         self._no_upload = config.no_upload_patterns()
+        self._mountpoint = config.mountpoint
         self.file: Path | None = config.policy_file
         self.policies: tuple[Policy, ...] = config.policies
         with reader.begin() as txn:
@@ -135,20 +138,30 @@ class PolicyBook:
 
     # --- changes -----------------------------------------------------------------------------------------------
 
-    async def pin(self, path: str, *, pinned: bool) -> None:
-        """Pin a path and what is below it, or let it go.  Checkpoint."""
+    def has_pin_at_or_below(self, path: str) -> bool:
+        """Tell whether the path itself, or one below it, was pinned or unpinned."""
+        return any(not path or each == path or each.startswith(f"{path}/") for each in self.pins)
+
+    async def pin(self, path: str, *, pinned: bool) -> bool:
+        """Pin a path and what is below it, or let it go; False: it was so.  Checkpoint."""
         is_by_policy = any(policy.is_pinned for policy in self.policies)
         changes = change_pins(self.pins, path, pinned=pinned, by_policy=is_by_policy)
+        if all(self.pins.get(each) is value for each, value in changes.items()):
+            await trio.lowlevel.checkpoint()
+            return False
         await self._writer.run(PutPins(changes, self._clock.wall_ns()).apply)
         pins = {each: value for each, value in self.pins.items() if changes.get(each, value) is not None}
         self.pins = pins | {each: value for each, value in changes.items() if value is not None}
         self._tell()
+        return True
 
     def reload(self) -> int:
         """Read the policy file again; return how many policies there are.  Raises UsageError: nothing changed."""
         if self.file is None:
             raise UsageError("this mount was given no file of policies (--policy-file)")
-        self.policies = load_policies(self.file)
+        policies = load_policies(self.file)
+        check_places(policies, self._mountpoint)
+        self.policies = policies
         log.info("policies loaded file=%s count=%d", self.file, len(self.policies))
         self._tell()
         return len(self.policies)

@@ -195,7 +195,7 @@ class Tiers:
             try:
                 files.append(await self._info_of(path))
             except FanoutError as error:
-                files.append({"path": path, "error": str(error)})
+                files.append({"path": path, "error": str(error), "exit_code": error.exit_code})
         return {"files": files}
 
     async def _info_of(self, path: str) -> dict[str, Any]:

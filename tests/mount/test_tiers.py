@@ -104,7 +104,7 @@ def test_what_is_not_there_is_said_in_one_line_with_an_exit_code(bucket: Bucket)
     bucket.put("a", b"x")
     with kernel.mounted_bucket(bucket) as mount:
         result = run_command("info", str(mount.path / "a"), str(mount.path / "absent"))
-        assert result.returncode == 1
+        assert result.returncode == 20
         assert "no such file" in result.stdout
         assert "remote" in result.stdout
     assert run_command("info", "/nowhere").returncode == 12

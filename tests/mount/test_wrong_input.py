@@ -23,6 +23,8 @@ BASE_FILES = {
     "unknown.toml": 'source = "s3://b"\nmountpoint = "{base}/empty"\ncach_size = "1GiB"\n',
     "unit.toml": 'source = "s3://b"\nmountpoint = "{base}/empty"\ncache_size = 20480\n',
     "place.toml": 'mountpoint = "{base}/empty"\n',
+    "place.policy": '[[policy]]\npath = "{base}/empty/a"\n',
+    "braces.policy": '[[policy]]\npath = "*.{{jpg,png}}"\n',
 }
 
 
@@ -57,6 +59,10 @@ BEFORE_A_MOUNT = [
     Wrong("mount s3://b {base}/empty --endpoint-url nonsense", 2, "is no URL"),
     Wrong("mount s3://b {base}/empty --prices free", 2, "write KIND=PRICE"),
     Wrong("mount memory:// {base}/empty --cache-dir {base}/cache --hang-timeout 1s", 2, "is too short"),
+    Wrong("mount s3://b {base}/empty --high-watermark 0.5 --low-watermark 0.6", 2, "is above high_watermark"),
+    Wrong("mount s3://b {base}/empty --cache-size 1GiB --staging-size 2GiB", 2, r"is above cache_size \(1GiB\)"),
+    Wrong("mount s3://b {base}/empty --policy-file {base}/place.policy", 2, "relative to the mountpoint: write `a`"),
+    Wrong("mount s3://b {base}/empty --policy-file {base}/braces.policy", 2, "write a list of patterns"),
     Wrong("mount ftp://host/x {base}/empty", 2, "unknown scheme"),
     Wrong("mount s3:// {base}/empty", 2, "cannot be a bucket's name"),
     Wrong("mount s3://user:secret@b/x {base}/empty", 2, "do not belong into it"),
@@ -92,12 +98,18 @@ IN_A_MOUNT = [
     Wrong("warm {mnt}/none", 26, "1 paths could not be warmed"),
     Wrong("warm --bandwidth x {mnt}", 2, "is not a size"),
     Wrong("warm --list {base}/none", 2, "No such file or directory"),
-    Wrong("evict {mnt}/none", 28, "none: no such file"),
-    Wrong("pin {mnt}/none", 1, "none: no such file"),
+    Wrong("evict {mnt}/none", 20, "{mnt}/none: no such file"),
+    Wrong("pin {mnt}/none", 20, "none: no such file"),
+    Wrong("unpin {mnt}/none", 20, "none: no such file"),
+    Wrong("tier ls {mnt}/none", 20, "none: no such file"),
+    Wrong("tier du {mnt}/none", 20, "none: no such file"),
+    Wrong("tier plan {mnt}/none", 20, "none: no such file"),
+    Wrong("tier reload {mnt}", 2, "was given no file of policies"),
     Wrong("import {mnt}/d/x", 1, "d/x: only a directory can be imported"),
-    Wrong("info {mnt}/none", 1, ""),
+    Wrong("info {mnt}/none", 20, ""),
     Wrong("tier push {mnt}/none", 29, "1 paths were left as they are"),
     Wrong("tier restore --days x {mnt}", 2, "is not a valid integer"),
+    Wrong("tier restore --days 0 {mnt}", 2, "not in the range"),
     Wrong("log {mnt}", 2, "say --level or --dump"),
     Wrong("log {mnt} --level loud", 2, "'loud' is not one of"),
     Wrong("plan {base}/paths", 2, "none of the paths"),
@@ -150,7 +162,7 @@ def test_wrong_input_gets_one_line_and_its_exit_code(wrong: Wrong, base: Path, m
         assert re.search(r"none\n +error +no such file", done.stdout)
     else:
         assert lines[-1].startswith("fanoutfs: "), done.stderr
-        assert re.search(wrong.line, lines[-1]), lines[-1]
+        assert re.search(wrong.line.replace("{mnt}", str(mount.path)), lines[-1]), lines[-1]
     assert len(lines) <= (2 if wrong.code in (26, 29) else 1), done.stderr  # those name each path before
     assert {info.mountpoint for info in read_mounts() if info.mountpoint.is_relative_to(base)} == before
     assert mount.status()["generation"] == 1

@@ -7,7 +7,7 @@ import pytest
 
 from fanoutfs.config.files import Located, RawTable, read_file
 from fanoutfs.config.layers import settle
-from fanoutfs.config.policies import NEVER, Policy, compile_pattern, load_policies, parse_policies
+from fanoutfs.config.policies import NEVER, Policy, check_places, compile_pattern, load_policies, parse_policies
 from fanoutfs.errors import UsageError
 from fanoutfs.records import GIB, MIB
 
@@ -37,6 +37,7 @@ MATCHES = [
     ("a[0-9]", "a7", True),
     ("a[!0-9]", "a7", False),
     ("a[!0-9]", "a/", False),
+    ("a[{]b", "a{b", True),
     ("a.b", "axb", False),
     ("train/", "train/x", True),
 ]
@@ -45,6 +46,20 @@ MATCHES = [
 @pytest.mark.parametrize(("pattern", "path", "expected"), MATCHES)
 def test_pattern_matches(pattern: str, path: str, expected: bool) -> None:
     assert (compile_pattern(pattern).fullmatch(path) is not None) is expected
+
+
+@pytest.mark.parametrize("pattern", ["/", "..", "a/../b", "./a", "a.{jpg,png}", "[b-a]"])
+def test_pattern_that_matches_nothing_is_refused(pattern: str) -> None:
+    with pytest.raises(UsageError):
+        compile_pattern(pattern)
+
+
+def test_pattern_that_begins_with_the_mountpoint_is_refused() -> None:
+    for pattern, hint in (("/mnt/data/train/*.pt", "write `train/\\*.pt`"), ("/mnt/data", "leave path out")):
+        with pytest.raises(UsageError, match=hint):
+            check_places(parse({"path": ["a", pattern]}), Path("/mnt/data"))
+    check_places(parse({"path": ["/mnt/data2", "mnt/data/x", "/train"]}), Path("/mnt/data"))
+    check_places(parse({"path": "/train"}), Path("/"))
 
 
 def test_all_keys_are_understood_in_all_their_forms() -> None:
