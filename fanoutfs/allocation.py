@@ -1,4 +1,4 @@
-"""fallocate(2) with its modes, which Python's `os.posix_fallocate` does not have."""
+"""fallocate(2) with its modes, and syncfs(2), which Python does not have."""
 
 import ctypes
 import os
@@ -9,6 +9,13 @@ FALLOC_FL_PUNCH_HOLE: Final = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def sync_file_system(fd: int) -> None:
+    """Write back all of the file system of an open file.  Blocks.  Raises OSError."""
+    if _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def allocate(fd: int, mode: int, offset: int, length: int) -> None:

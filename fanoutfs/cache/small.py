@@ -30,6 +30,7 @@ import lmdb
 import xxhash
 
 from fanoutfs.cache.segments import FOLDER, SegmentDescriptors
+from fanoutfs.index import lockfile
 from fanoutfs.index.format import INO_KEY
 from fanoutfs.index.savepoint import instance_of
 from fanoutfs.index.store import LMDB_ENGINE, MAX_READERS, extend_to_header
@@ -79,8 +80,8 @@ def prepare(volume: Path, share_bytes: int) -> None:
 
 def remove(volume: Path) -> None:
     """Delete the store's files.  Whoever has them open goes on reading what they hold."""
-    for suffix in ("", "-lock"):
-        (volume / (FILE_NAME + suffix)).unlink(missing_ok=True)
+    (volume / FILE_NAME).unlink(missing_ok=True)
+    lockfile.forget(volume / FILE_NAME)
     shutil.rmtree(volume / FOLDER, ignore_errors=True)
 
 
@@ -94,6 +95,7 @@ class SmallEnvironment:
 
     def __init__(self, volume: Path, *, writable: bool) -> None:
         self.volume = volume
+        lockfile.prepare(volume / FILE_NAME, is_owner=writable)
         self.env = lmdb.open(
             os.fspath(volume / FILE_NAME),
             map_size=_MAP_BYTES,

@@ -24,6 +24,7 @@ from fanoutfs.cache.salvage import find_staged
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.errors import CacheUnusableError
+from fanoutfs.index import lockfile
 from fanoutfs.index.adoption import Adopt
 from fanoutfs.index.operations import OldFormatError, OpenVolume
 from fanoutfs.index.store import BROKEN, FILE_NAME, UNUSABLE, IndexEnvironment
@@ -132,7 +133,7 @@ def _open(
     except OldFormatError as error:
         log.warning("index is of an earlier version, starting a new one path=%s: %s", path / FILE_NAME, error)
         index.unlink()
-        (path / (FILE_NAME + "-lock")).unlink(missing_ok=True)
+        lockfile.forget(index)
         _empty(path)
         environment, was_known = _open_index(path, wanted)
     small_store.prepare(path, small_share_bytes)
@@ -176,7 +177,7 @@ def _open_index(path: Path, wanted: _Opening) -> tuple[IndexEnvironment, bool]:
 
 def _put_away_index(path: Path) -> None:
     (path / FILE_NAME).replace(path / (FILE_NAME + ".broken"))
-    (path / (FILE_NAME + "-lock")).unlink(missing_ok=True)
+    lockfile.forget(path / FILE_NAME)
 
 
 def _empty(path: Path) -> None:

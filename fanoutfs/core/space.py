@@ -32,6 +32,7 @@ from fanoutfs.core.disks import Disks
 from fanoutfs.core.durable import Durable
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.grants import Grants
+from fanoutfs.core.hiddenlimit import HiddenLimit
 from fanoutfs.core.holes import Holes
 from fanoutfs.core.occupied import FIXED_BYTES, Occupied
 from fanoutfs.core.partdisks import PartDisks
@@ -95,7 +96,8 @@ class Space:
         """Take the parts.  eviction: one of `eviction.recency.CHOICES`."""
         self.disks = disks
         self.written_here = WrittenHere(environment, lambda ino: any(part[0] == ino for part in self._writing))
-        self._cap_bytes = cap_bytes
+        self._set_cap_bytes = cap_bytes
+        self._hidden = HiddenLimit()
         self._durable = durable
         self._staged = staged
         self.grants = grants
@@ -147,8 +149,8 @@ class Space:
 
     @property
     def cap_bytes(self) -> int:
-        """Return the cap."""
-        return self._cap_bytes
+        """Return the cap: what was set, or what the disk really takes."""
+        return int(min(self._hidden.bytes, self._set_cap_bytes))
 
     def large_bytes(self) -> int:
         """Return the bytes of large files in the cache."""
@@ -188,6 +190,7 @@ class Space:
                 self.disks.note_error(disk, error)
             return
         self._no_writes_until = trio.current_time() + _DISK_PAUSE_S
+        self._hidden.learn(error, self.used_bytes(), self._files.free_bytes() - self._floor_bytes)
         log.warning("cache disk refused a write, reading through for %g s: %s", _DISK_PAUSE_S, error)
 
     @asynccontextmanager
@@ -291,7 +294,7 @@ class Space:
 
     def idle_bytes(self) -> int:
         """Return how much of the cache nothing was ever put into: what an eviction left over does not count."""
-        left_over_bytes = max(self._cap_bytes // _LEFT_OVER_SHARE, min(PART_BYTES, self._cap_bytes // 8))
+        left_over_bytes = max(self.cap_bytes // _LEFT_OVER_SHARE, min(PART_BYTES, self.cap_bytes // 8))
         return max(0, -self._excess_bytes(0) - left_over_bytes)
 
     async def make_room_for_held(self) -> None:
@@ -343,7 +346,7 @@ class Space:
         What was unpublished a moment ago occupies the disk until its hole is punched.
         """
         coming_bytes = self._coming_bytes(takes_readers=takes_readers)
-        return self.used_bytes() + self.holes.unpunched_bytes + coming_bytes - self._cap_bytes
+        return self.used_bytes() + self.holes.unpunched_bytes + coming_bytes - self.cap_bytes
 
     def _coming_bytes(self, *, takes_readers: bool) -> int:
         """Return what is about to be written, before oneself or together with it."""
@@ -353,7 +356,7 @@ class Space:
         """Return how much the small store may take while all else stays as it is."""
         coming_bytes = self._reserved_bytes - self._reserved_small_bytes + self.grants.outstanding
         others_bytes = self.used_bytes() - self._small.file_bytes() + self.holes.unpunched_bytes
-        return self._cap_bytes - others_bytes - coming_bytes
+        return self.cap_bytes - others_bytes - coming_bytes
 
     def _disk_excess_bytes(self, disk: int, *, takes_readers: bool = True) -> int:
         """Return how much must go from one disk."""
@@ -461,7 +464,7 @@ class Space:
 
     @property
     def _readers_quota_bytes(self) -> int:
-        return self._cap_bytes - self._staging_cap_bytes
+        return self.cap_bytes - self._staging_cap_bytes
 
     def _readers_bytes(self) -> int:
         """Return what readers have, and all that is neither staged nor written here.

@@ -18,6 +18,8 @@ from typing import Final
 import lmdb
 
 from fanoutfs.allocation import FALLOC_FL_KEEP_SIZE, allocate
+from fanoutfs.index import lockfile
+from fanoutfs.index.ballast import Ballast
 from fanoutfs.index.format import DATABASES
 from fanoutfs.index.savepoint import SavePoint, SavePoints, go_back, header_of, instance_of
 
@@ -59,12 +61,14 @@ class IndexEnvironment:
         self._with_room_bytes = 0
         self._has_failed = False
         self._points = SavePoints(directory) if is_owner else None
+        self._ballast = Ballast(directory) if is_owner else None
         self._instance = instance_of(directory) if is_owner else b""
         try:
             if self._points is not None:
                 self._prepare(self._points)
             else:
                 self._path.stat()  # LMDB would make the file
+            lockfile.prepare(self._path, is_owner=is_owner)
             self.env = lmdb.open(
                 os.fspath(self._path),
                 map_size=MAP_BYTES,
@@ -134,8 +138,9 @@ class IndexEnvironment:
                     pass
 
     def file_bytes(self) -> int:
-        """Return what the file occupies on disk, with the room behind its end."""
-        return os.stat(self.env.path()).st_blocks * 512
+        """Return what the file occupies on disk, with the room behind its end and what else is kept for it."""
+        ballast_bytes = 0 if self._ballast is None else self._ballast.bytes
+        return os.stat(self.env.path()).st_blocks * 512 + ballast_bytes
 
     @property
     def is_synced(self) -> bool:
@@ -185,15 +190,19 @@ class IndexEnvironment:
             self._pin, self._synced_txnid = pin, pin.id()
             with contextlib.suppress(OSError):  # the sync has succeeded, whatever comes of this
                 self._take_room()
+                if self._ballast is not None:
+                    self._ballast.keep()
 
     def make_room(self) -> None:
         """Give back the pages that wait for a sync, if that can be had.  Any thread; blocks."""
+        if self._ballast is not None:
+            self._ballast.give_up()
         with contextlib.suppress(OSError):
             self.sync()
 
     def is_for_want_of_room(self, error: lmdb.Error) -> bool:
         """Tell whether a change was refused because the disk is full.  LMDB calls a write that came short EIO."""
-        if isinstance(error, lmdb.DiskError):
+        if isinstance(error, lmdb.DiskError) or os.strerror(errno.EDQUOT) in str(error):
             return True
         if os.strerror(errno.EIO) not in str(error):
             return False

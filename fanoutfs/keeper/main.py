@@ -37,6 +37,7 @@ from fanoutfs.errors import (
     UsageError,
 )
 from fanoutfs.front.main import EXIT_UNMOUNTED
+from fanoutfs.index import lockfile
 from fanoutfs.keeper import mount as attach
 from fanoutfs.keeper import orders
 from fanoutfs.keeper.children import Death, end_child, reap
@@ -107,6 +108,8 @@ def serve(
     cache = CacheDirectory(config.cache_dir, lock_fd=lock_fd, patience_s=patience_s)
     try:
         volume_path = cache.volume(identity)
+        if inherited is None:
+            lockfile.begin_anew(volume_path)
         if not config.foreground:
             logs.open_log(config.log_file or volume_path / "fanoutfs.log")
         positions_fd = make_positions(-1 if inherited is None else inherited.positions_fd)
@@ -136,9 +139,12 @@ def serve(
             setup_log=setup_log,
         )
         succession = Succession(config, recipe, manager, positions_fd, cache.lock_fd, inherited)
+        keeper = Keeper(estate, ready_fd, manager, succession, own, inherited)
         try:
-            return Keeper(estate, ready_fd, manager, succession, own, inherited).run()
+            return keeper.run()
         finally:
+            if not keeper.leaves_mount:
+                lockfile.begin_anew(volume_path)
             for listener, path in (
                 (control, control_socket(config.mountpoint)),
                 (own, keeper_socket(config.mountpoint)),
@@ -179,7 +185,7 @@ class Keeper:
         self._succession = succession
         self._orders = orders_listener
         self._inherited = inherited
-        self._leaves_mount = False
+        self.leaves_mount = False
         """Whether the mount is left to the next keeper."""
         self._number = 1 if inherited is None else inherited.state.generation
         self._starts = Starts()
@@ -220,7 +226,7 @@ class Keeper:
             self._report_ok()
             self._watch(mounted)
         finally:
-            if mounted is not None and not self._leaves_mount:
+            if mounted is not None and not self.leaves_mount:
                 self._unmount()
                 self._succession.forget()
             self._generation.end()
@@ -317,8 +323,8 @@ class Keeper:
             if self._wakeup.fileno() in ready:
                 numbers = set(self._wakeup.recv(4096))
                 if numbers & {signal.SIGTERM, signal.SIGINT}:
-                    self._is_ending, self._leaves_mount = True, self._succession.is_kept
-                    log.info("asked to end%s", ": the mount stays for the next start" if self._leaves_mount else "")
+                    self._is_ending, self.leaves_mount = True, self._succession.is_kept
+                    log.info("asked to end%s", ": the mount stays for the next start" if self.leaves_mount else "")
                     self._manager.tell("STOPPING=1")
                     return
                 if logs.LEVEL_SIGNAL in numbers:
@@ -526,6 +532,9 @@ class Keeper:
     def _begin_anew(self, failure: str, mounted: Mounted) -> None:
         """Have the next core started after one that was not ready."""
         self._poller.unregister(self._generation.channel)
+        if not attach.is_connected(mounted.fuse_fd):  # fronts tell of it, if any can live
+            self._is_ending = True
+            return
         if self._starts.fail(failure, time.monotonic()):
             waits = "what needs it gets EIO" if self._starts.refuses else "what needs it waits"
             log.error("core did not start: %s: %s", waits, failure)

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import shutil
 import socket
 import stat
@@ -141,6 +142,13 @@ def mount(mountpoint: Path, source: str, *, read_only: bool, allow_other: bool, 
     check_fuse(allow_other=allow_other)
     mount_it = _mount_directly if _is_privileged() else _mount_by_helper
     return mount_it(mountpoint, source, read_only=read_only, allow_other=allow_other, noexec=noexec)
+
+
+def is_connected(fuse_fd: int) -> bool:
+    """Tell whether the kernel still has the file system of an open /dev/fuse: a mount, or a file that is open."""
+    poller = select.poll()
+    poller.register(fuse_fd, 0)
+    return not any(events & select.POLLERR for _fd, events in poller.poll(0))
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False, force: bool = False) -> None:

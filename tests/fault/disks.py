@@ -111,6 +111,30 @@ def sized_disk(base: Path, size_bytes: int, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", path], check=False, capture_output=True)
 
 
+@contextlib.contextmanager
+def quota_disk(base: Path, size_bytes: int) -> Iterator[Path]:
+    """Mount a btrfs at `base`/quota in which no more than this may be used; `statvfs` tells of far more free space.
+
+    Beyond it everybody gets EDQUOT, root as well.
+    """
+    image, path = base / "quota-image", base / "quota"
+    make_image(image, GIB, "mkfs.btrfs", "-q")
+    path.mkdir()
+    _run("mount", "-o", "loop", image, path)
+    try:
+        _run("btrfs", "quota", "enable", path)
+        _run("btrfs", "qgroup", "limit", size_bytes, path)
+        path.chmod(0o700)
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=False, capture_output=True)
+
+
+def lift_quota(path: Path) -> None:
+    """Take the quota of a `quota_disk` away."""
+    _run("btrfs", "qgroup", "limit", "none", path)
+
+
 def _run(*command: object) -> None:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
