@@ -13,6 +13,12 @@ from fanoutfs.cli.place import group_by_mount
 from fanoutfs.cli.progress import ask
 from fanoutfs.config.units import show_size
 
+_DEFAULT_CLASS: Final = "the store's default"
+_RESTORES: Final = {
+    "archived": "needed before it can be read: fanoutfs tier restore",
+    "ongoing": "under way: fanoutfs tier restore --wait returns when it can be read",
+    "restored": "done: it can be read for as many days as were asked for",
+}
 _BATCH: Final = 1
 """Each path may have to be asked for at the store: `info` answers within the time of one command."""
 
@@ -51,7 +57,8 @@ def describe(found: Mapping[str, Any]) -> Iterator[str]:
         ("key", found["object_key"] or f"{found['key']} (no object has the newest content)"),
         ("etag", found["etag"]),
         ("version", found["version_id"]),
-        ("class", found["storage_class"]),
+        ("class", found["storage_class"] or (_DEFAULT_CLASS if found["restore"] and found["object_key"] else "")),
+        ("restore", _RESTORES.get(found["restore"], "")),
         ("read last", _when(found["last_access_ns"])),
         ("pin", "" if found["pin"] is None else found["pin"] or "/"),
         ("policy", found["policy"]),

@@ -60,8 +60,13 @@ def describe(result: Mapping[str, Any]) -> Iterator[str]:
         "cache",
         "counters",
     }
+    tiering = dict(result.get("tiering") or {})
+    if tiers := tiering.pop("tiers", None):
+        age = show_duration(tiering.pop("tiers_age_s"))
+        held = [f"{name} {use['files']:,} ({show_size(use['bytes'])})" for name, use in tiers.items() if use["files"]]
+        yield _row("files in", ", ".join(held or ["no tier: none are known"]) + f", {age} ago")
     for name in sorted(set(result) - known):
-        yield _row(name, str(_value(name, result[name])))
+        yield _row(name, str(_value(name, tiering if name == "tiering" else result[name])))
     if counters:
         yield "counters"
         width = max(len(name) for name in counters)

@@ -485,6 +485,7 @@ def _build_placement(base: Base, nursery: trio.Nursery, data: Data, writing: Wri
         backend=base.backend,
         book=base.book,
         ownership=base.ownership,
+        environment=base.volume.environment,
         reader=base.reader,
         writer=base.writer,
         small=base.volume.small,

@@ -179,6 +179,12 @@ def gauges(described: Mapping[str, Any], prices: Prices) -> dict[str, float]:
         "local_bytes": changes.get("never_uploaded_bytes"),
         "pins": tiering["pins"],
         "archived_files_met": tiering["archived_files_met"],
+        "tiers_age": tiering.get("tiers_age_s"),
+        **{
+            f"tier_{tier}_{what}": usage[what]
+            for tier, usage in tiering.get("tiers", {}).items()
+            for what in ("files", "bytes")
+        },
         "fan_out_ratio": fan_out(counters),
         "requests_saved": sum(requests_saved(counters).values()),
         "cost_saved": cost_saved(counters, prices),

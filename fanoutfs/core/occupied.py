@@ -59,12 +59,19 @@ class Occupied:
         with self._environment.env.begin() as txn:
             return self._beside_staging_bytes(txn)
 
-    def _beside_staging_bytes(self, txn: Transaction) -> int:
+    def reserve_bytes(self) -> int:
+        """Return what is taken for more than is counted: growth, marks, and pages that are not full."""
+        with self._environment.env.begin() as txn:
+            return self._reserve_bytes(txn)
+
+    def _reserve_bytes(self, txn: Transaction) -> int:
         parts = txn.stat(self._environment.blocks)["entries"]
         pages = parts + min(parts, _FOLDERS * self._files.count)
-        around_bytes = self._reads.most_file_bytes + pages * _PAGE_BYTES + self._fixed_bytes
-        stores_bytes = self._small.file_bytes() + self._small.growth_bytes + self._environment.file_bytes()
-        return self._large_bytes(txn) + stores_bytes + around_bytes
+        return self._reads.most_file_bytes + pages * _PAGE_BYTES + self._fixed_bytes + self._small.growth_bytes
+
+    def _beside_staging_bytes(self, txn: Transaction) -> int:
+        stores_bytes = self._small.file_bytes() + self._environment.file_bytes()
+        return self._large_bytes(txn) + stores_bytes + self._reserve_bytes(txn)
 
     def note_adopted(self, ino: int, size_bytes: int) -> None:
         """Note that a commit to come counts a staging file as cache file, too, until `forget_adopted`."""

@@ -16,6 +16,7 @@ from fanoutfs.clock import Clock
 from fanoutfs.config.schema import MountConfig
 from fanoutfs.core.access import Accesses
 from fanoutfs.core.arena import ArenaSlots
+from fanoutfs.core.census import Census
 from fanoutfs.core.control import Command
 from fanoutfs.core.evicting import Evicting
 from fanoutfs.core.fill import Fills
@@ -31,6 +32,7 @@ from fanoutfs.core.tiers import Tiers
 from fanoutfs.core.warming import Warming
 from fanoutfs.index.format import Ownership
 from fanoutfs.index.reader import IndexReader
+from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 
@@ -46,10 +48,16 @@ class Placement:
     policing: Policing
     restoring: Restoring
     pinned: PinnedFetching
+    census: Census
 
     def tasks(self) -> dict[str, Callable[[], Awaitable[None]]]:
         """Return the background tasks by name."""
-        return {"accesses": self.accesses.run, "policies": self.policing.run, "pinned": self.pinned.run}
+        return {
+            "accesses": self.accesses.run,
+            "policies": self.policing.run,
+            "pinned": self.pinned.run,
+            "census": self.census.run,
+        }
 
     def commands(self) -> dict[str, Command]:
         """Return the control commands."""
@@ -71,6 +79,7 @@ class Placement:
             "repacked_files": self.policing.repacked_files,
             "archived_files_met": self.restoring.refused,
             **self.pinned.describe(),
+            **self.census.describe(),
         }
 
     def note_small_reads(self, inos: Sequence[int]) -> None:
@@ -94,6 +103,7 @@ def make_placement(
     backend: Backend,
     book: PolicyBook,
     ownership: Ownership,
+    environment: IndexEnvironment,
     reader: IndexReader,
     writer: GroupWriter[IndexTransaction],
     small: SmallStore,
@@ -173,4 +183,5 @@ def make_placement(
     pinned = PinnedFetching(
         reader=reader, book=book, tiers=tiers, warming=warming, bytes_per_s=config.fetch_bandwidth or None
     )
-    return Placement(book, accesses, tiers, evicting, policing, restoring, pinned)
+    census = Census(environment, reader, tiers)
+    return Placement(book, accesses, tiers, evicting, policing, restoring, pinned, census)

@@ -64,6 +64,7 @@ def describe(
             "large_bytes": space.large_bytes(),
             "small_bytes": small.file_bytes(),
             "index_bytes": environment.file_bytes(),
+            "reserve_bytes": space.occupied.reserve_bytes(),
             **({"disks": disks.describe()} if config.cache_disks else {}),
         },
         "known": {"files": files, "bytes": file_bytes, "active_directories": freshness.active},

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import trio
 
+from fanoutfs.backend.archive import Restore
 from fanoutfs.backend.base import Backend
 from fanoutfs.core.access import Accesses
 from fanoutfs.core.control import Command
@@ -202,22 +203,28 @@ class Tiers:
         inode = await self._warming.locate(path)
         if inode.is_dir:
             return {"path": path, "tier": "directory", "key": inode.key, "is_listed": inode.is_listed}
+        found: Restore | None = None
         if inode.etag and not inode.is_staged:
-            await self._learn_class(inode)
-        return self.describe(path, inode)
+            found = await self._learn_class(inode)
+        return self.describe(path, inode) | {"restore": "" if found is None else found.value}
 
-    async def _learn_class(self, inode: Inode) -> None:
-        """Ask the store in which class an object is; what it said before stands if it does not answer now."""
+    async def _learn_class(self, inode: Inode) -> Restore | None:
+        """Ask the store in which class an object is; return whether it can be read.
+
+        None: it does not answer now; what it said before stands.  Checkpoint.
+        """
         ask = partial(self._backend.details, inode.key)
         with trio.move_on_after(_STORE_PATIENCE_S):
             try:
                 details = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
             except BackendError as error:
                 log.debug("storage class not learnt key=%s: %s", inode.key, error)
-                return
+                return None
             if details.info.version.etag == inode.etag:
                 found = StoredAs(details.properties.storage_class, details.restore.is_archived)
                 await self._writer.run(NoteStored(inode.ino, inode.etag, found).apply)
+                return details.restore
+        return None
 
     async def _ls(self, request: Mapping[str, Any]) -> dict[str, Any]:
         path = str(request.get("path", ""))
@@ -249,7 +256,7 @@ class Tiers:
         paths = paths_of(request)
 
         async def work(job: Job) -> None:
-            tiers = {str(tier): {"files": 0, "bytes": 0} for tier in Tier}
+            tiers = no_usage()
             job.result = {"tiers": tiers, "unlisted": 0}
             job.progress.update(files=0, bytes=0)
             for path in paths:
@@ -264,6 +271,11 @@ class Tiers:
                 job.result["unlisted"] += walk.unlisted
 
         return {"job": self._jobs.start("tier du", None, work).id}
+
+
+def no_usage() -> dict[str, dict[str, int]]:
+    """Return a table for `add_usage`."""
+    return {str(tier): {"files": 0, "bytes": 0} for tier in Tier}
 
 
 def add_usage(tiers: dict[str, dict[str, int]], facts: TierFacts) -> None:

@@ -229,6 +229,16 @@ METRICS: Final = (
     Metric(Count.REFETCHED_BYTES, "bytes", "bytes fetched although they had been in the cache: evicted, or damaged"),
 )
 
+_TIERS: Final = {
+    "remote": "only in the object store; bytes: also what partly cached files lack",
+    "cached": "in the store and here",
+    "pinned": "the same, and never evicted",
+    "dirty": "waiting for their upload",
+    "uploading": "being uploaded",
+    "local": "kept local on purpose",
+    "archived": "to be restored in the store before they can be read",
+}
+
 GAUGES: Final = (
     Gauge("uptime", "s", "since the daemon was started; restarts of the core or of fronts do not count"),
     Gauge("generation", "1", "1 and one more for each core that had to be replaced"),
@@ -255,6 +265,9 @@ GAUGES: Final = (
     Gauge(
         "archived_files_met", "1", "files of which a read was refused because they are archived, since the core began"
     ),
+    Gauge("tiers_age", "s", "how old the counts of tiers are; none before the first count"),
+    *(Gauge(f"tier_{tier}_files", "1", f"files in this tier: {which}") for tier, which in _TIERS.items()),
+    *(Gauge(f"tier_{tier}_bytes", "bytes", f"bytes in this tier: {which}") for tier, which in _TIERS.items()),
     Gauge("fan_out_ratio", "1", "bytes handed to readers for each byte fetched; page cache hits are invisible"),
     Gauge(
         "requests_saved", "1", "requests that a client without a cache would have sent beyond those that were, at least"

@@ -210,6 +210,7 @@ def check_accounts(mount: Mount) -> None:
             and found["index"] == cache["index_bytes"]
             and abs(found["staging"] - staged) <= 8 * KIB
             and sum(found.values()) <= cache["used_bytes"]
+            and abs(cache["used_bytes"] - cache["reserve_bytes"] - sum(found.values())) <= slack + 72 * KIB
         )
 
     wait_until(settled, "the accounts agree with du")

@@ -77,9 +77,11 @@ def test_restore_waits_as_long_as_the_store_says_that_it_is_ongoing(moto_bucket:
     put(moto_bucket, "a", b"cold")
     with kernel.mounted_bucket(moto_bucket, endpoint=moto_proxy.endpoint) as mount:
         assert (mount.path / "a").stat().st_size == 4
-        for state, times in (("true", 3), ("false", 1)):
+        for state, times in (("true", 4), ("false", 1)):
             value = f'ongoing-request="{state}"'
             moto_proxy.fault("header", match="/a", method="HEAD", count=times, name="x-amz-restore", value=value)
+        told = run_command("info", str(mount.path / "a")).stdout
+        assert "archived: " in told and "restore    under way" in told
         result = run_command("tier", "restore", "--wait", str(mount.path / "a"))
         assert result.returncode == 0, result.stderr
         assert "asked: 0" in result.stdout and "restored: 1" in result.stdout

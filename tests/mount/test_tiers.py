@@ -100,6 +100,42 @@ def test_dirty_and_local_files_are_told_from_those_in_the_store(bucket: Bucket) 
         assert (gauges["uploads_queued"], gauges["local_files"]) == (0, 1)
 
 
+def test_files_and_bytes_of_each_tier_are_counted_for_metrics_and_status(bucket: Bucket) -> None:
+    for name in ("cached", "pinned", "remote"):
+        bucket.put(name, name.encode() * 10_000)
+    options = ("--upload-delay", "1h", "--upload-deadline", "1h")
+    with kernel.mounted_bucket(bucket, *options) as mount:
+        assert kernel.read_all(mount.path / "cached") == b"cached" * 10_000
+        assert run_command("pin", str(mount.path / "pinned")).returncode == 0
+        assert run_command("evict", str(mount.path / "remote")).returncode == 0
+        (mount.path / "dirty").write_bytes(b"x" * 7)
+        (mount.path / "kept.part").write_bytes(b"y" * 5)
+        expected = {"remote": 1, "cached": 1, "pinned": 1, "dirty": 1, "local": 1, "uploading": 0, "archived": 0}
+
+        def counted() -> dict[str, Any]:
+            return dict(mount.status()["tiering"].get("tiers", {}))
+
+        wait_until(lambda: {tier: use["files"] for tier, use in counted().items()} == expected, "they are counted", 90)
+        assert {tier: use["bytes"] for tier, use in counted().items()} == {
+            "remote": 60_000,
+            "cached": 60_000,
+            "pinned": 60_000,
+            "dirty": 7,
+            "local": 5,
+            "uploading": 0,
+            "archived": 0,
+        }
+        told = run_command("status", str(mount.path)).stdout
+        assert "files in" in told and "dirty 1 (7B)" in told and "archived" not in told.split("files in")[1][:200]
+        gauges = {
+            line.split("{")[0]: float(line.split()[-1])
+            for line in run_command("stats", "--prometheus", str(mount.path)).stdout.splitlines()
+            if line.startswith("fanoutfs_tier_")
+        }
+        assert gauges["fanoutfs_tier_local_bytes"] == 5
+        assert gauges["fanoutfs_tier_remote_files"] == 1
+
+
 def test_what_is_not_there_is_said_in_one_line_with_an_exit_code(bucket: Bucket) -> None:
     bucket.put("a", b"x")
     with kernel.mounted_bucket(bucket) as mount:
