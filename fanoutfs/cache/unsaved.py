@@ -10,6 +10,7 @@ from pathlib import Path
 import lmdb
 
 from fanoutfs.cache.staging import KEY_XATTR
+from fanoutfs.index import lockfile
 from fanoutfs.index.store import FILE_NAME, IndexEnvironment
 
 
@@ -17,6 +18,7 @@ def holds_unsaved(volume: Path) -> bool:
     """Tell whether names or contents were changed here that the store does not have; when in doubt, yes.  Blocks."""
     if (volume / FILE_NAME).exists():
         try:
+            lockfile.begin_anew(volume)
             environment = IndexEnvironment(volume, writable=False)
         except (lmdb.Error, OSError):
             return _has_staged(volume)  # broken, or of an older version

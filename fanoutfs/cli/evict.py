@@ -13,6 +13,7 @@ from fanoutfs.cli.document import json_option, print_json, show
 from fanoutfs.cli.place import group_by_mount
 from fanoutfs.cli.progress import Meter, ask, follow
 from fanoutfs.config.units import show_size
+from fanoutfs.errors import FanoutError
 
 EXIT_KEPT: Final = 28
 """Some files keep bytes here; why was printed."""
@@ -50,7 +51,9 @@ def evict(paths: tuple[str, ...], as_json: bool) -> int:
     has_kept = any(document["kept"] for document in documents)
     if failed := [document for document in documents if document["failures"]]:
         failures = [os.path.join(each["mountpoint"], failure) for each in failed for failure in each["failures"]]
-        raise CommandFailedError("; ".join(failures), EXIT_KEPT if has_kept else int(failed[0]["exit_code"]))
+        raise CommandFailedError(
+            "; ".join(failures), EXIT_KEPT if has_kept else int(failed[0].get("exit_code", FanoutError.exit_code))
+        )
     return EXIT_KEPT if has_kept else 0
 
 

@@ -12,6 +12,7 @@ from fanoutfs.cli.document import show
 from fanoutfs.cli.place import group_by_mount
 from fanoutfs.cli.progress import ask
 from fanoutfs.config.units import show_size
+from fanoutfs.errors import FanoutError
 
 _DEFAULT_CLASS: Final = "the store's default"
 _RESTORES: Final = {
@@ -38,7 +39,7 @@ def info(paths: tuple[str, ...], as_json: bool) -> int:
         show(json.dumps(found, indent=2))
     else:
         show("\n".join(line for each in found for line in describe(each)))
-    return next((int(each["exit_code"]) for each in found if "error" in each), 0)
+    return next((int(each.get("exit_code", FanoutError.exit_code)) for each in found if "error" in each), 0)
 
 
 def describe(found: Mapping[str, Any]) -> Iterator[str]:
@@ -51,14 +52,15 @@ def describe(found: Mapping[str, Any]) -> Iterator[str]:
         yield _row("tier", "a directory: see fanoutfs tier du" + ("" if found["is_listed"] else " (not listed yet)"))
         return
     yield _row("tier", f"{found['tier']}: {found['why']}")
+    restore = str(found.get("restore", ""))  # (a daemon of an earlier version does not say)
     cached, size = show_size(found["cached_bytes"]), show_size(found["size_bytes"])
     yield _row("cached", f"{cached} of {size} ({found['share_cached']:.0%})")
     rows = (
         ("key", found["object_key"] or f"{found['key']} (no object has the newest content)"),
         ("etag", found["etag"]),
         ("version", found["version_id"]),
-        ("class", found["storage_class"] or (_DEFAULT_CLASS if found["restore"] and found["object_key"] else "")),
-        ("restore", _RESTORES.get(found["restore"], "")),
+        ("class", found["storage_class"] or (_DEFAULT_CLASS if restore and found["object_key"] else "")),
+        ("restore", _RESTORES.get(restore, "")),
         ("read last", _when(found["last_access_ns"])),
         ("pin", "" if found["pin"] is None else found["pin"] or "/"),
         ("policy", found["policy"]),

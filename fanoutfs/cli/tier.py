@@ -156,8 +156,8 @@ def plan(paths: tuple[str, ...], is_dry: bool, as_json: bool) -> None:
             show(f"{name:<8} {show_size(move['bytes']):>9}  {move['files']:>8,} files, such as {examples}")
         if not moves:
             show("nothing")
-        if result["unlisted"]:
-            show(f"{result['unlisted']:,} directories were not listed yet: fanoutfs import makes their names known")
+        if unlisted := result.get("unlisted", 0):  # (a daemon of an earlier version does not say)
+            show(f"{unlisted:,} directories were not listed yet: fanoutfs import makes their names known")
         _check_failures(mountpoint, result)
 
 

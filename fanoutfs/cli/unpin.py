@@ -18,7 +18,8 @@ def unpin(paths: tuple[str, ...], as_json: bool) -> None:
     for mountpoint, relative in group_by_mount(paths):
         result = ask(mountpoint, "pin", paths=relative, pinned=False)
         documents.append({"mountpoint": str(mountpoint), **result})
+        changed = result.get("changed", relative)  # (a daemon of an earlier version does not say)
         for path in relative if not as_json else ():
-            show(f"{os.path.join(mountpoint, path)}: {'unpinned' if path in result['changed'] else 'was not pinned'}")
+            show(f"{os.path.join(mountpoint, path)}: {'unpinned' if path in changed else 'was not pinned'}")
     if as_json:
         print_json(documents)

@@ -51,12 +51,9 @@ class Census:
     async def _count(self) -> None:
         usage = no_usage()
         walk = TreeWalk(self._reader, "", self._tiers.root())
-        while True:
+        while not walk.is_over:
             started = time.monotonic()
-            batch = walk.batch()
-            for path, inode in batch:
+            for path, inode in walk.step():
                 add_usage(usage, self._tiers.facts(path, inode))
-            if not batch:
-                break
             await trio.sleep((time.monotonic() - started) * _SHARE)
         self._usage = usage

@@ -39,6 +39,8 @@ class HiddenLimit:
         """Take note of an error.  free_bytes: what `statvfs` says beyond the floor.  No checkpoint."""
         if not isinstance(error, OSError) or error.errno not in _FULL or free_bytes < _FREE_BYTES:
             return
+        if used_bytes <= self.bytes < float("inf"):
+            return  # it is below the limit, and was refused for something else, inodes say
         is_news = self.bytes == float("inf")
         self._bytes = max(0, used_bytes - max(PART_BYTES, used_bytes // _BELOW_SHARE))
         self._until = trio.current_time() + _HELD_S

@@ -1,7 +1,7 @@
 """What policies pin is brought here in the background, without anybody asking.
 
 Core, trio thread only.  The tree is walked, as far as its names are known, when policies change, soon after files
-became known, and every hour: then also new versions come, and what failed before.  The walk takes a twentieth of the
+became known (not so soon if something failed), and every hour.  The walk takes a twentieth of the
 core's time; fetching goes behind everybody else (`filling`), within `fetch_bandwidth`.  When the cache has no room left
 for what is pinned the round is over.  What `fanoutfs pin` pinned that command has fetched, at the pace it was told.
 """
@@ -27,6 +27,8 @@ _SHARE: Final = 20
 _LOOK_S: Final = 3.0
 """So often it is looked whether files became known."""
 _PERIOD_S: Final = 3600.0
+_FAILED_PAUSE_S: Final = 600.0
+"""Before what failed is tried again because of other files that became known."""
 
 
 class PinnedFetching:
@@ -58,9 +60,10 @@ class PinnedFetching:
             known = self._known()
             if any(policy.is_pinned for policy in self._book.policies):
                 await self._round()
+            pause_s = _LOOK_S if self._failure is None else _FAILED_PAUSE_S
             with trio.move_on_after(_PERIOD_S):
                 while not self._changed.is_set():
-                    with trio.move_on_after(_LOOK_S):
+                    with trio.move_on_after(pause_s):
                         await self._changed.wait()
                     if self._known() != known:
                         break
@@ -77,13 +80,10 @@ class PinnedFetching:
         before, self._failed, self._failure = self.fetched_bytes, 0, None
         filling = self._warming.filling(self._rate, self._note_end)
         walk = TreeWalk(self._reader, "", self._tiers.root())
-        while not isinstance(self._failure, CacheFullError):
+        while not walk.is_over and not isinstance(self._failure, CacheFullError):
             started = time.monotonic()
-            batch = walk.batch()
-            wanted = [(path, inode) for path, inode in batch if self._is_wanted(path, inode)]
+            wanted = [(path, inode) for path, inode in walk.step() if self._is_wanted(path, inode)]
             took_s = time.monotonic() - started
-            if not batch:
-                break
             for path, inode in wanted:
                 await filling.add(path, inode)
                 if isinstance(self._failure, CacheFullError):

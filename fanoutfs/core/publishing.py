@@ -416,7 +416,6 @@ class Publisher:
         """
         log.warning("object of a renamed file is gone, uploading from the cache ino=%d: %s", facts.inode.ino, error)
         try:
-            await self._staging.wait_for_room(facts.inode.size_bytes)
             await self._staging.stage(facts.inode.ino, 0, 0)
             await self._staging.localise(facts.inode.ino, 0, facts.inode.size_bytes)
         except FanoutError as failure:

@@ -60,6 +60,9 @@ _BLOCKED_MAX_S: Final = 2.0
 _BLOCKED_EACH_S: Final = 0.001
 """Looks at what is blocked are this far apart: thousands may wait for one directory to leave."""
 _GIVE_WAY_S: Final = 0.5
+_VERDICT_S: Final = 0.5
+_LOOKED_AT: Final = 2000
+"""Files looked at for one verdict: some 20 ms."""
 _PATIENCE: Final = 3
 """Looks at an obstacle before it is moved aside: two that wait for each other would wait for ever."""
 
@@ -130,6 +133,9 @@ class Uploads:
         self._next_look = float("-inf")
         """When the queue is looked at again if nobody wakes it."""
         self._under_way = 0
+        self._looked_at = float("-inf")
+        self._may_free = True
+        """What `may_free_staging` found then."""
         self._trouble: FanoutError | None = None
         self._trouble_since_ns = 0
         self._trouble_at = float("-inf")
@@ -286,9 +292,16 @@ class Uploads:
         return None if entry is None or entry.failed_attempt <= attempts else entry.error
 
     def may_free_staging(self) -> bool:
-        """Tell whether anything that is staged is going to be uploaded.  No checkpoint."""
-        self.catch_up()
-        return any(not entry.is_never and self._will_leave(ino, entry) for ino, entry in self._entries.items())
+        """Tell whether anything that is staged is going to be uploaded; asked often.  No checkpoint."""
+        now = trio.current_time()
+        if now >= self._looked_at + _VERDICT_S:
+            self._looked_at = now
+            self.catch_up()
+            waiting = ((ino, entry) for ino, entry in self._entries.items() if not entry.is_never)
+            looked = list(itertools.islice(waiting, _LOOKED_AT))
+            # Of more than these some are not to stay: else they would be known for it, by and by.
+            self._may_free = len(looked) == _LOOKED_AT or any(self._will_leave(*each) for each in looked)
+        return self._may_free
 
     def _will_leave(self, ino: int, entry: _Entry) -> bool:
         # Whose turn has not come yet does not know that it never will.

@@ -47,11 +47,24 @@ class TreeWalk:
 
     def batch(self) -> list[tuple[str, Inode]]:
         """Return some regular files with their paths; [] at the end.  A file of several names comes once."""
+        while not (found := self.step()) and not self.is_over:
+            pass
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether nothing more will be found."""
+        return not self._first and not self._above
+
+    def step(self) -> list[tuple[str, Inode]]:
+        """Do as `batch`, but take no longer where there are many directories: [] need not be the end."""
         found, self._first = self._first, []
+        looked_at = 0
         with self._reader.begin() as txn:
-            while self._above and len(found) < _BATCH:
+            while self._above and len(found) < _BATCH and looked_at < _LOOKED_AT:
                 path, ino, after = self._above.pop()
                 for name, child, dtype, _cookie in self._reader.children(txn, ino, after):
+                    looked_at += 1
                     inode = self._reader.inode(txn, child) if dtype in (DT_DIR, DT_REG) else None
                     child_path = f"{path}/{os.fsdecode(name)}".lstrip("/")
                     if inode is not None and inode.is_dir:
@@ -60,7 +73,7 @@ class TreeWalk:
                         break
                     if inode is not None and self._is_first(inode):
                         found.append((child_path, inode))
-                    if len(found) >= _BATCH:
+                    if len(found) >= _BATCH or looked_at >= _LOOKED_AT:
                         self._above.append((path, ino, name))
                         break
         return found

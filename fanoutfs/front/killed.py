@@ -14,17 +14,16 @@ _SIGKILL_BIT: Final = 1 << signal.SIGKILL - 1
 
 
 def is_being_killed(pid: int) -> bool:
-    """Tell whether a thread, by its number in a FUSE header, has SIGKILL pending or is gone.
+    """Tell whether a thread, by its number in a FUSE header, has SIGKILL pending.
 
-    False for 0: nobody's request (pages written back), or that of a process which is not visible from here.
+    False for one that is not visible: it cannot be gone as long as it waits for this request, but one that has handed
+    an asynchronous write over can, and its process goes on.  0: nobody's request (pages written back).
     """
     if not pid:
         return False
     try:
         with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as stream:
             lines = stream.read().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
     except OSError:
         return False
     return any(int(line.split()[1], 16) & _SIGKILL_BIT for line in lines if line.startswith(_PENDING))

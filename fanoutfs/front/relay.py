@@ -176,6 +176,8 @@ class Relay:
         if suspicion >= SUSPICION_CRASH:
             self._suspects.append((suspicion, request))
             self._suspects.sort(key=_by_suspicion)
+        elif request.held is not None and request.held.side is not None:
+            self._backlog.appendleft(request)  # the first may wait for a side slot, which only such as this give back
         else:
             self._backlog.append(request)
         self.flush()

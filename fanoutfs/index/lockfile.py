@@ -2,9 +2,10 @@
 
 Every transaction, a reader's too, writes to LMDB's lock file, which is mapped.  Where each write takes a new block
 (btrfs, bcachefs), that needs room, and without it, or beyond a quota, the kernel ends the process: SIGBUS.  No core
-would start any more, no front answer.  There the lock file lies in the runtime directory, in memory on most machines,
-and a link beside the database leads to it.  And on btrfs the database itself is written in place, as far as it was
-written before or room was taken ahead (`store`): else evicting would need room to free some.
+would start any more, no front answer.  There the lock file of root's daemons lies in /run/fanoutfs, in memory on most
+machines, and a link beside the database leads to it.  (What ordinary users have there goes when they log out; theirs
+stays on the disk.)  And on btrfs the database itself is written in place, as far as it was written before or room was
+taken ahead (`store`): else evicting would need room to free some.
 
 Processes of one daemon only: whoever holds the lock of the cache directory.  Blocks.
 """
@@ -42,29 +43,31 @@ def lock_of(database: Path) -> Path:
 
 
 def prepare(database: Path, *, is_owner: bool) -> None:
-    """Call before a database is opened.  is_owner: nobody else opens it at the same moment.  Raises OSError."""
+    """Call before a database is opened.  is_owner: nobody else opens it at the same moment, or has it open.
+
+    Raises FileNotFoundError when its lock is gone from where the owner has put it.  OSError.
+    """
     lock = lock_of(database)
-    if lock.is_symlink():
-        _make_runtime_dir()  # it may have gone with the last boot; LMDB makes the file
-        return
+    if lock.is_symlink() and not is_owner:
+        lock.stat()  # LMDB would make another one, beside that which others have: two would change the index at once
     kind = _kind(database.parent) if is_owner else 0
     if kind not in _COPY_ON_WRITE:
         return
     if kind == _BTRFS and not database.exists():
         _make_written_in_place(database)
-    if not lock.exists():
-        _make_runtime_dir()
+    if os.geteuid() == 0 and not lock.exists():
+        runtime_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
         if not copies_on_write(runtime_dir()):
-            target = _target(database)
-            target.unlink(missing_ok=True)
-            lock.symlink_to(target)
+            forget(database)
+            _target(database).unlink(missing_ok=True)
+            lock.symlink_to(_target(database))
 
 
 def forget(database: Path) -> None:
     """Remove a database's lock, which nobody uses now: the next to open the database makes it.  Raises OSError."""
     lock = lock_of(database)
     if lock.is_symlink():
-        _target(database).unlink(missing_ok=True)
+        lock.readlink().unlink(missing_ok=True)
     lock.unlink(missing_ok=True)
 
 
@@ -86,10 +89,6 @@ def copies_on_write(directory: Path) -> bool:
 def _target(database: Path) -> Path:
     digest = hashlib.sha256(os.fsencode(database.absolute())).hexdigest()[:16]
     return runtime_dir() / f"{digest}.lmdb-lock"
-
-
-def _make_runtime_dir() -> None:
-    runtime_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _make_written_in_place(database: Path) -> None:

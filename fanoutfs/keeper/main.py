@@ -144,7 +144,8 @@ def serve(
             return keeper.run()
         finally:
             if not keeper.leaves_mount:
-                lockfile.begin_anew(volume_path)
+                with contextlib.suppress(OSError):  # the next keeper does it
+                    lockfile.begin_anew(volume_path)
             for listener, path in (
                 (control, control_socket(config.mountpoint)),
                 (own, keeper_socket(config.mountpoint)),

@@ -199,6 +199,24 @@ def test_write_at_the_cap_asks_until_there_is_room(rig: Rig, monkeypatch: pytest
     assert rig.shared.take_side(0, 2) == 0
 
 
+def test_writes_that_are_handed_back_go_before_one_that_waits_for_a_side_slot(rig: Rig) -> None:
+    rig.put(record(0, 10))
+    share = 256  # of 512 slots for two fronts
+    for index in range(share + 1):
+        rig.send(Opcode.WRITE, INO, write_body(index % 250, bytes([index % 250])))
+    asked = [rig.asked()[-1] for _index in range(share)]
+    assert rig.is_core_idle()
+    for relay_unique in asked:
+        rig.reply(relay_unique, body=NOT_YET)
+    again = [rig.asked()[-1] for _index in range(share)]
+    rig.staging.create(INO, LIFE)
+    rig.stage(record())
+    for relay_unique in again:
+        rig.reply(relay_unique)
+    rig.reply(rig.asked()[-1])
+    assert sum(rig.answer() is not None for _index in range(share + 2)) == share + 1
+
+
 def test_write_that_waits_ends_with_its_process(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: set[int] = set()
     monkeypatch.setattr("fanoutfs.front.changes.is_being_killed", killed.__contains__)
