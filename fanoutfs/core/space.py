@@ -379,7 +379,8 @@ class Space:
         # Else what was read since the clock last ran would be of one tick: of a small cache, a sixth of all it holds.
         self._reads.advance()
         async with self._lock:
-            await self.holes.retry()
+            with self._refusing():
+                await self.holes.retry()
             await self._free_inodes(disk)
             for _round in range(_ROUNDS):
                 if not self.disks.is_in_service(disk):

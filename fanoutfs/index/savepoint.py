@@ -25,6 +25,7 @@ Core only; blocks.
 
 import contextlib
 import ctypes
+import errno
 import hashlib
 import os
 import struct
@@ -69,6 +70,10 @@ class SavePoint:
     header: bytes
 
 
+class NoRoomError(OSError):
+    """The disk has no room for a save point."""
+
+
 class SavePoints:
     """The file of save points."""
 
@@ -103,12 +108,21 @@ class SavePoints:
             os.close(directory)
 
     def write(self, point: SavePoint) -> None:
-        """Let another state be the one to go back to; when this returns it is on the disk.  Raises OSError."""
+        """Let another state be the one to go back to; when this returns it is on the disk.
+
+        Raises NoRoomError: nothing was written, and it may be tried again.  OSError.
+        """
         sequence = self._sequence + 1
         body = _RECORD.pack(
             0, _VERSION, sequence, point.index_ino, point.instance, point.txnid, point.header[:_HEADER_BYTES]
         )
-        os.pwrite(self._fd, zlib.crc32(body[4:]).to_bytes(4, "little") + body[4:], sequence % 2 * _SLOT_BYTES)
+        slot = zlib.crc32(body[4:]).to_bytes(4, "little") + body[4:]
+        try:
+            os.pwrite(self._fd, slot, sequence % 2 * _SLOT_BYTES)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # where each write takes a new block
+                raise NoRoomError(error.errno, error.strerror) from error
+            raise
         os.fdatasync(self._fd)
         self._sequence = sequence
         self.last = point

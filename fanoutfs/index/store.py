@@ -21,7 +21,7 @@ from fanoutfs.allocation import FALLOC_FL_KEEP_SIZE, allocate
 from fanoutfs.index import lockfile
 from fanoutfs.index.ballast import Ballast
 from fanoutfs.index.format import DATABASES
-from fanoutfs.index.savepoint import SavePoint, SavePoints, go_back, header_of, instance_of
+from fanoutfs.index.savepoint import NoRoomError, SavePoint, SavePoints, go_back, header_of, instance_of
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +178,10 @@ class IndexEnvironment:
                     index_ino = self._path.stat().st_ino
                     self._points.write(SavePoint(index_ino, self._instance, pin.id(), header))
                     self._has_failed = False
-                except BaseException:
+                except BaseException as error:
                     pin.abort()
+                    if isinstance(error, NoRoomError):  # everything is on the disk; only the way back there is not
+                        self._has_failed = False
                     raise
             except lmdb.Error as error:
                 raise OSError(errno.EIO, f"the index cannot be synced: {error}") from error

@@ -178,3 +178,35 @@ def test_failed_sync_fails_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         environment.sync()
     assert not environment.is_synced
     environment.close()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_sync_without_room_for_the_save_point_goes_back_to_the_one_before_until_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, power: Power, code: int
+) -> None:
+    def fail(_fd: int, _data: bytes, _offset: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    environment = IndexEnvironment(tmp_path, writable=True)
+    put(environment, {b"a": b"1"})
+    environment.sync()
+    put(environment, {b"b": b"2"})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", fail)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            environment.sync()
+    environment.close()
+    power.cut()
+    environment = IndexEnvironment(tmp_path, writable=True)
+    assert everything(environment) == {b"a": b"1"}
+    put(environment, {b"c": b"3"})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", fail)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            environment.sync()
+    environment.sync()
+    environment.close()
+    power.cut()
+    environment = IndexEnvironment(tmp_path, writable=True)
+    assert everything(environment) == {b"a": b"1", b"c": b"3"}
+    environment.close()
