@@ -183,7 +183,7 @@ def test_readers_are_served_while_an_import_runs(bucket: Bucket, proxy: Proxy, m
     assert mount.counters()["request_errors"] == 0
 
 
-@pytest.mark.parametrize(("path", "code"), [("/", 12), ("absent", 1)], ids=["no mount", "no such directory"])
+@pytest.mark.parametrize(("path", "code"), [("/", 12), ("absent", 20)], ids=["no mount", "no such directory"])
 def test_import_of_what_is_not_there_fails_in_one_line(mount: Mount, path: str, code: int) -> None:
     result = run_command("import", str(mount.path / path))
     assert result.returncode == code
