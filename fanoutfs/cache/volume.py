@@ -57,7 +57,12 @@ class Volume:
 
     @property
     def is_broken(self) -> bool:
-        """Tell whether a database turned out to be damaged."""
+        """Tell whether a database turned out to be damaged, or has to be opened anew."""
+        return self.is_damaged or self.environment.stopped.is_set()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Tell whether one is damaged, and has to go."""
         return self.small.broken.is_set() or self.environment.broken.is_set()
 
     def put_away_broken(self, path: Path) -> None:

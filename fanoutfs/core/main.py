@@ -224,7 +224,14 @@ async def serve(task: CoreTask, volume: Volume, further: list[Further], backend:
         stored = outbound.uploads.wait if outbound is not None and config.durability == "remote" else None
         writing, entry_timeout_s = core.writing, entry_timeout(go.has_epoch, config.metadata_ttl)
         operations = Operations(
-            core.filesystem, writing.changes, writing.staging, entry_timeout_s, base.row, watching.stalls, stored
+            core.filesystem,
+            writing.changes,
+            writing.staging,
+            entry_timeout_s,
+            base.row,
+            watching.stalls,
+            stored,
+            lambda: base.volume.is_broken,
         )
         try:
             await _answer_requests(task.relay, operations, config.front_count())
@@ -383,7 +390,10 @@ async def _end_when_broken(volume: Volume, scope: trio.CancelScope) -> None:
     """Ask for a new generation when a database is damaged inside.  Looks now and then: it matters once in years."""
     while not volume.is_broken:
         await trio.sleep(_BROKEN_POLL_S)
-    log.error("a database of the cache is damaged: beginning anew without it")
+    if volume.is_damaged:
+        log.error("a database of the cache is damaged: beginning anew without it")
+    else:
+        log.error("the index has to be opened anew: its header could not be written")
     scope.cancel()
 
 

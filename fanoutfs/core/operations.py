@@ -59,6 +59,8 @@ def _guarded(operation: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coro
             log.warning("operation failed operation=%s: %s", operation.__name__, error)
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
         except Exception as error:
+            if door.is_broken():
+                await trio.sleep_forever()  # likewise: readers of the index meet it, too
             door.count_unexpected()
             log.exception("unexpected exception operation=%s args=%r", operation.__name__, args[1:])
             raise pyfuse3.FUSEError(errno.EIO) from error
@@ -78,10 +80,12 @@ class Operations(pyfuse3.Operations):
         row: memoryview,
         stalls: Stalls,
         wait_until_stored: Callable[[int], Awaitable[None]] | None = None,
+        is_broken: Callable[[], bool] = bool,
     ) -> None:
-        """wait_until_stored: what fsync waits for besides the local disk."""
+        """wait_until_stored: what fsync waits for besides the local disk.  is_broken: whether the core is to end."""
         super().__init__()
         self._wait_until_stored = wait_until_stored
+        self.is_broken = is_broken
         self._filesystem = filesystem
         self._changes = changes
         self._staging = staging

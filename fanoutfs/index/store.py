@@ -50,6 +50,8 @@ class IndexEnvironment:
         is_owner = is_owner and writable
         self.broken = threading.Event()
         """Set when a change met damage inside; then the index must go and everything be opened anew."""
+        self.stopped = threading.Event()
+        """Set when LMDB refuses everything until the file is opened anew: its header could not be written."""
         self.is_in_doubt = False
         """Whether commits may have been lost in a power cut, and numbers given out that the index knows nothing of."""
         self._shown_pin: memoryview | None = None

@@ -311,6 +311,9 @@ class write_transaction:  # noqa: N801 - used like a function; a generator would
         if isinstance(error, BROKEN):
             self._environment.broken.set()
             return StoreBrokenError(f"the index is damaged: {error}")
+        if isinstance(error, lmdb.PanicError):
+            self._environment.stopped.set()
+            return StoreBrokenError(f"the index has to be opened anew: {error}")
         kind = IndexFullError if self._environment.is_for_want_of_room(error) else DatabaseError
         return kind(f"the index refused a change: {error}")
 

@@ -39,7 +39,9 @@ def test_quota_costs_readers_nothing(quota: Path, bucket: Bucket, mount_of: Moun
         children.results([children.start(read_passes, mount.path, expected, seed, 2) for seed in range(3)])
         counters = mount.counters()
         assert counters["evicted_bytes"] + counters["read_through_bytes"] > 0
-        assert counters["restarts_core"] == counters["restarts_front"] == 0
+        # (Should the index's header meet the quota, a new core opens it anew, and readers wait for that.)
+        assert counters["restarts_front"] == 0
+        assert "SIGBUS" not in mount.log()
     finally:
         children.end()
         mount.stop()
@@ -74,7 +76,8 @@ def test_quota_costs_writers_nothing_that_was_synced(
             assert digest((mount.path / name).read_bytes()) == digest(body), name
         stop[0] = 1
         assert reader.result()
-        assert mount.counters()["restarts_core"] == mount.counters()["restarts_front"] == 0
+        assert mount.counters()["restarts_front"] == 0
+        assert "SIGBUS" not in mount.log()
         proxy.clear()
         lift_quota(quota)
         mount.stop()  # what could not be synced is tried again by a new daemon only

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fanoutfs.errors import StoreBrokenError
 from fanoutfs.index import savepoint, store
 from fanoutfs.index.store import FILE_NAME, IndexEnvironment
+from fanoutfs.index.transaction import write_transaction
 
 PAGE_BYTES = 4096
 
@@ -209,4 +211,12 @@ def test_sync_without_room_for_the_save_point_goes_back_to_the_one_before_until_
     power.cut()
     environment = IndexEnvironment(tmp_path, writable=True)
     assert everything(environment) == {b"a": b"1", b"c": b"3"}
+    environment.close()
+
+
+def test_index_whose_header_could_not_be_written_is_to_be_opened_anew_and_kept(tmp_path: Path) -> None:
+    environment = IndexEnvironment(tmp_path, writable=True)
+    with pytest.raises(StoreBrokenError, match="opened anew"), write_transaction(environment):
+        raise lmdb.PanicError("Update of meta page failed")
+    assert environment.stopped.is_set() and not environment.broken.is_set()
     environment.close()
