@@ -123,6 +123,7 @@ def quota_disk(base: Path, size_bytes: int) -> Iterator[Path]:
     _run("mount", "-o", "loop", image, path)
     try:
         _run("btrfs", "quota", "enable", path)
+        (path / "spare").write_bytes(os.urandom(2 << 20))
         _run("btrfs", "qgroup", "limit", size_bytes, path)
         path.chmod(0o700)
         yield path
@@ -131,8 +132,15 @@ def quota_disk(base: Path, size_bytes: int) -> Iterator[Path]:
 
 
 def lift_quota(path: Path) -> None:
-    """Take the quota of a `quota_disk` away."""
-    _run("btrfs", "qgroup", "limit", "none", path)
+    """Take the quota of a `quota_disk` away: a change that needs some room within it, as every other."""
+    (path / "spare").unlink()
+
+    def is_lifted() -> bool:
+        os.sync()  # the room is there with the file system's next commit
+        command = ["btrfs", "qgroup", "limit", "none", str(path)]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+    wait_until(is_lifted, "the quota is lifted", 60)
 
 
 def _run(*command: object) -> None:
