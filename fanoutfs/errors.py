@@ -11,6 +11,10 @@ the message is shown to a person as one line.
 
 import errno
 import os
+from typing import Final
+
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+"""What a local disk that is full, or a quota of it, answers to a write."""
 
 
 class FanoutError(Exception):

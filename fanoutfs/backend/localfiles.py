@@ -6,6 +6,7 @@ from typing import Final
 
 from fanoutfs.backend.keys import is_same_version
 from fanoutfs.errors import (
+    NO_ROOM,
     AccessDeniedError,
     BackendError,
     ObjectMissingError,
@@ -37,7 +38,7 @@ def version_of(found: os.stat_result) -> Version:
 def translate(error: OSError, what: str, *, is_write: bool = False) -> BackendError:
     """Return the error that a failed system call means."""
     text = f"{what}: {error.strerror}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in NO_ROOM:
         return StoreFullError(text)
     if error.errno == errno.EROFS:
         return ReadOnlyStoreError(text)

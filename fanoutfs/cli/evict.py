@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,12 +49,17 @@ def evict(paths: tuple[str, ...], as_json: bool) -> int:
     if as_json:
         print_json(documents)
     has_kept = any(document["kept"] for document in documents)
-    if failed := [document for document in documents if document["failures"]]:
-        failures = [os.path.join(each["mountpoint"], failure) for each in failed for failure in each["failures"]]
-        raise CommandFailedError(
-            "; ".join(failures), EXIT_KEPT if has_kept else int(failed[0].get("exit_code", FanoutError.exit_code))
-        )
+    check_failures(documents, EXIT_KEPT if has_kept else None)
     return EXIT_KEPT if has_kept else 0
+
+
+def check_failures(documents: Sequence[Mapping[str, Any]], exit_code: int | None = None) -> None:
+    """Raise CommandFailedError if some paths could not be looked at.  exit_code: None for that of the first reason."""
+    failed = [document for document in documents if document["failures"]]
+    if failed:
+        failures = [os.path.join(each["mountpoint"], failure) for each in failed for failure in each["failures"]]
+        code = failed[0].get("exit_code", FanoutError.exit_code)  # (earlier daemons do not say)
+        raise CommandFailedError("; ".join(failures), int(code) if exit_code is None else exit_code)
 
 
 def kept_lines(mountpoint: Path, kept: Mapping[str, Any]) -> Iterator[str]:

@@ -8,13 +8,11 @@ from typing import Any, Final
 
 import click
 
-from fanoutfs.cli.client import CommandFailedError
 from fanoutfs.cli.document import json_option, print_json, show
-from fanoutfs.cli.evict import EXIT_KEPT, kept_lines
+from fanoutfs.cli.evict import EXIT_KEPT, check_failures, kept_lines
 from fanoutfs.cli.place import group_by_mount
 from fanoutfs.cli.progress import Meter, ask, follow
 from fanoutfs.config.units import show_size
-from fanoutfs.errors import FanoutError
 
 _RESUME: Final = "the same command again begins anew"
 
@@ -42,9 +40,7 @@ def invalidate(paths: tuple[str, ...], content: bool, as_json: bool) -> int:
             show("\n".join(_lines(mountpoint, document)))
     if as_json:
         print_json(documents)
-    if failed := [document for document in documents if document["failures"]]:
-        failures = [os.path.join(each["mountpoint"], failure) for each in failed for failure in each["failures"]]
-        raise CommandFailedError("; ".join(failures), int(failed[0].get("exit_code", FanoutError.exit_code)))
+    check_failures(documents)
     return EXIT_KEPT if any(document["kept"] for document in documents) else 0
 
 

@@ -89,8 +89,12 @@ def _usage(result: Mapping[str, Any]) -> Iterator[str]:
     total_bytes = sum(usage["bytes"] for usage in tiers.values())
     total_files = sum(usage["files"] for usage in tiers.values())
     yield f"{'total':<9} {show_size(total_bytes):>9}  {total_files:>10,} files"
-    if result["unlisted"]:
-        yield f"{result['unlisted']:,} directories were not listed yet: fanoutfs import makes their names known"
+    yield from _unlisted(result)
+
+
+def _unlisted(result: Mapping[str, Any]) -> Iterator[str]:
+    if count := result.get("unlisted", 0):  # (a daemon of an earlier version does not say it of a plan)
+        yield f"{count:,} directories were not listed yet: fanoutfs import makes their names known"
 
 
 # --- what policy wants ------------------------------------------------------------------------------------------
@@ -156,8 +160,8 @@ def plan(paths: tuple[str, ...], is_dry: bool, as_json: bool) -> None:
             show(f"{name:<8} {show_size(move['bytes']):>9}  {move['files']:>8,} files, such as {examples}")
         if not moves:
             show("nothing")
-        if unlisted := result.get("unlisted", 0):  # (a daemon of an earlier version does not say)
-            show(f"{unlisted:,} directories were not listed yet: fanoutfs import makes their names known")
+        for line in _unlisted(result):
+            show(line)
         _check_failures(mountpoint, result)
 
 

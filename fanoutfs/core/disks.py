@@ -22,7 +22,6 @@ new part for as long; parts begun there: `partdisks`.  A call into the kernel th
 (`keeper.held`), no more.
 """
 
-import errno
 import logging
 import math
 import os
@@ -40,7 +39,7 @@ from fanoutfs.cache.disks import OpenDisk, begin_anew, check_alive, note_used, o
 from fanoutfs.cache.files import CacheFiles
 from fanoutfs.config.schema import DiskDirectory
 from fanoutfs.core.grace import Grace
-from fanoutfs.errors import CacheInUseError, CacheUnusableError, DatabaseError
+from fanoutfs.errors import NO_ROOM, CacheInUseError, CacheUnusableError, DatabaseError
 from fanoutfs.index.disks import BYTES, CloseDisk, EnterDisk, ForgetDisk, mount_setting, number_of
 from fanoutfs.index.format import KnownDisk, disk_bytes_setting
 from fanoutfs.index.store import IndexEnvironment
@@ -59,7 +58,6 @@ _CALM_S: Final = 600.0
 """A disk that was well for so long is tried again after the first pause, should it fail."""
 _WEIGHT_AGE_S: Final = 1.0
 _INODE_FLOOR: Final = 1000
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _HASHED: Final = struct.Struct("<QII")
 
 
@@ -243,7 +241,7 @@ class Disks:
         known = next((each for each in self._further if each.number == disk and disk), None)
         if known is None:
             return  # disk 0, or one that is out of service already
-        if error.errno in _FULL:
+        if error.errno in NO_ROOM:
             if self.is_full(disk):
                 return  # several were under way: it is one refusal
             pause_s = min(_MOST_PAUSE_S, max(_FIRST_PAUSE_S, 2 * self._full_until.get(disk, (0.0, 0.0))[1]))

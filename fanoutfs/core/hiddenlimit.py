@@ -5,18 +5,17 @@ be somewhat below what was refused.  A quota may be raised, or somebody else may
 limit is forgotten, and learnt again if it still holds.
 """
 
-import errno
 import logging
 from typing import Final
 
 import trio
 
 from fanoutfs.config.units import show_size
+from fanoutfs.errors import NO_ROOM
 from fanoutfs.records import PART_BYTES
 
 log = logging.getLogger(__name__)
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _FREE_BYTES: Final = 4 * PART_BYTES
 """With more free space than this beyond the floor it was not the disk itself that was full."""
 _BELOW_SHARE: Final = 16
@@ -37,7 +36,7 @@ class HiddenLimit:
 
     def learn(self, error: Exception, used_bytes: int, free_bytes: int) -> None:
         """Take note of an error.  free_bytes: what `statvfs` says beyond the floor.  No checkpoint."""
-        if not isinstance(error, OSError) or error.errno not in _FULL or free_bytes < _FREE_BYTES:
+        if not isinstance(error, OSError) or error.errno not in NO_ROOM or free_bytes < _FREE_BYTES:
             return
         if used_bytes <= self.bytes < float("inf"):
             return  # it is below the limit, and was refused for something else, inodes say

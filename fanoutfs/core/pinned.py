@@ -1,9 +1,9 @@
 """What policies pin is brought here in the background, without anybody asking.
 
 Core, trio thread only.  The tree is walked, as far as its names are known, when policies change, soon after files
-became known (not so soon if something failed), and every hour.  The walk takes a twentieth of the
-core's time; fetching goes behind everybody else (`filling`), within `fetch_bandwidth`.  When the cache has no room left
-for what is pinned the round is over.  What `fanoutfs pin` pinned that command has fetched, at the pace it was told.
+became known (not so soon if something failed), and every hour.  The walk takes a twentieth of the core's time; fetching
+goes behind everybody else (`filling`), within `fetch_bandwidth`.  When the cache has no room left for what is pinned
+the round is over.  What `fanoutfs pin` pinned that command has fetched, at the pace it was told.
 """
 
 import logging
@@ -20,6 +20,7 @@ from fanoutfs.core.warming import Warming
 from fanoutfs.errors import CacheFullError, FanoutError
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
+from fanoutfs.tiering.moves import bytes_to_fetch
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ class PinnedFetching:
         decision = self._book.decide(path, inode.size_bytes)
         if not decision.is_pinned or decision.pin is not None or inode.is_staged:
             return False
-        facts = self._tiers.facts(path, inode)
-        return facts.has_object and not facts.is_archived and facts.cached_bytes < facts.size_bytes
+        return bytes_to_fetch(decision, self._tiers.facts(path, inode)) > 0
 
     def _note_end(self, _path: str, inode: Inode, error: FanoutError | None) -> None:
         if error is None:

@@ -25,10 +25,6 @@ class UploadRules(Protocol):
         """Return how long a file is left alone before it is uploaded."""
         ...
 
-    def inode_delay_s(self, ino: int) -> float:
-        """Return the same for an inode, wherever it is by now."""
-        ...
-
     def upload_class(self, path: str, size_bytes: int) -> str:
         """Return the storage class in which a file is uploaded; "": the store's default."""
         ...

@@ -15,6 +15,7 @@ import os
 from typing import Final
 
 from fanoutfs.cache.staging import StagingFiles
+from fanoutfs.errors import NO_ROOM
 from fanoutfs.front.hints import HintSender
 from fanoutfs.front.kernel import KernelChannel
 from fanoutfs.front.killed import is_being_killed
@@ -51,7 +52,6 @@ _ASK_BYTES: Final = 64 * MIB
 _STREAM_BYTES: Final = MIB // 4
 """From this size on a write is taken for one of many, whose parts go to the disk while the next ones arrive."""
 _SYNC_FILE_RANGE_WRITE: Final = 2  # <linux/fs.h>
-_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
 # <linux/falloc.h>
 _FALLOC_KEEP_SIZE: Final = 0x01
@@ -139,7 +139,7 @@ class Changes:
             return
         except OSError as error:
             code = error.errno or errno.EIO
-            if code in _NO_ROOM and tries < _MAX_ROOM_TRIES:
+            if code in NO_ROOM and tries < _MAX_ROOM_TRIES:
                 self._ask(Verb.ROOM, Opcode.WRITE, unique, ino, offset, size, body, tries, held)
                 return
             # The kernel takes a short answer for a short write(2).  Of pages written back it only looks at the error.
@@ -191,7 +191,7 @@ class Changes:
             except FileNotFoundError:
                 self._ask(Verb.STAGE, Opcode.FALLOCATE, unique, ino, offset, 0, body, tries, held)
                 return
-        if code in _NO_ROOM and tries < _MAX_ROOM_TRIES:
+        if code in NO_ROOM and tries < _MAX_ROOM_TRIES:
             size = min(end - offset, _ASK_BYTES)
             self._ask(Verb.ROOM, Opcode.FALLOCATE, unique, ino, offset, size, body, tries, held)
             return

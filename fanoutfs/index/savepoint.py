@@ -25,7 +25,6 @@ Core only; blocks.
 
 import contextlib
 import ctypes
-import errno
 import hashlib
 import os
 import struct
@@ -35,6 +34,8 @@ from pathlib import Path
 from typing import Final
 
 import lmdb
+
+from fanoutfs.errors import NO_ROOM
 
 FILE_NAME: Final = "index.lmdb-points"
 _SLOT_BYTES: Final = 4096
@@ -120,7 +121,7 @@ class SavePoints:
         try:
             os.pwrite(self._fd, slot, sequence % 2 * _SLOT_BYTES)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # where each write takes a new block
+            if error.errno in NO_ROOM:  # where each write takes a new block
                 raise NoRoomError(error.errno, error.strerror) from error
             raise
         os.fdatasync(self._fd)

@@ -29,6 +29,12 @@ class Ages:
     unchanged_s: float
 
 
+def bytes_to_fetch(decision: Decision, facts: TierFacts) -> int:
+    """Return how much of a pinned file is missing here and can be read from the store; 0 for all others."""
+    can_be_read = facts.has_object and not facts.is_archived
+    return max(0, facts.size_bytes - facts.cached_bytes) if decision.is_pinned and can_be_read else 0
+
+
 def moves_of(
     decision: Decision, facts: TierFacts, ages: Ages, stored_class: str | None, *, is_misplaced: bool
 ) -> dict[Move, int]:
@@ -43,8 +49,7 @@ def moves_of(
         if tier is not Tier.LOCAL:
             moves[Move.UPLOAD] = facts.size_bytes
         return moves
-    missing_bytes = facts.size_bytes - facts.cached_bytes
-    if decision.is_pinned and missing_bytes > 0 and not facts.is_archived:
+    if missing_bytes := bytes_to_fetch(decision, facts):
         moves[Move.FETCH] = missing_bytes
     if (
         decision.evict_after_s is not None
