@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from fanoutfs.observe.damon import is_paging_out
 from tests.support.fixtures import *  # noqa: F403 - fixtures are found by name
 
 ORDER = ("model", "fault", "mount", "perf", "contract", "unit", "golden")
 """Of the directories.  Workers take a file at a time: the ones that take a minute first, those of a second at the end,
 so that no worker is left with a long one while the others have none."""
+
+
+def pytest_report_header() -> list[str]:
+    """Say what may cost a test that counts messages a page now and then, through no fault of its own."""
+    return ["DAMON pages out cold memory of this machine: cached pages may go at any time"] if is_paging_out() else []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

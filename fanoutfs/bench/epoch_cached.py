@@ -120,7 +120,7 @@ def _second(bench: Bench, data: DataSet, cache: Path) -> None:
     found = report.measure(f"second epoch from the page cache, {data}, {options.loaders} loaders", "files/s")
     race = Race(report)
     heard = Heard()
-    drops = machine.cache_drops()  # (one between priming and a round costs READs as well)
+    pages = machine.page_losses()  # (one between priming and a round costs READs as well)
     with contextlib.ExitStack() as scope:
         mounted: list[tuple[Peer, Path]] = []
         both: tuple[Peer, ...] = (Ext4(bench.lab.source), bench.fanoutfs(bench.lab.bucket, cache=cache))
@@ -136,17 +136,17 @@ def _second(bench: Bench, data: DataSet, cache: Path) -> None:
             for peer, place in mounted:
                 if race.has(peer.name):
                     with race.attempt(peer.name, f"second epoch, {data}, run {turn + 1}", found):
-                        _second_round(bench, data, found, peer, place, heard, drops)
+                        _second_round(bench, data, found, peer, place, heard, pages)
     report.check_ratio(found, REFERENCE, SECOND_VS_EXT4)
     if bench.takes_part(SUBJECT):
         heard.judge(report, f"{found.name}: no message to the daemon", options.runs)
 
 
 def _second_round(
-    bench: Bench, data: DataSet, found: Measure, peer: Peer, place: Path, heard: Heard, drops_before: int
+    bench: Bench, data: DataSet, found: Measure, peer: Peer, place: Path, heard: Heard, pages: machine.PageLosses
 ) -> None:
     is_subject = isinstance(peer, Fanoutfs)
     before = settled_counters(place) if is_subject else None
     bench.read(place, bench.epoch(data), found, peer.name, meter(bench.lab, peer, place))
     if before is not None:
-        heard.listen(place, before, drops_before)
+        heard.listen(place, before, pages)

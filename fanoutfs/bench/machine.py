@@ -3,8 +3,11 @@
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from fanoutfs.observe import damon
 
 _DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
 
@@ -20,13 +23,31 @@ def drop_caches() -> None:
     _DROP_CACHES.write_text("3\n")
 
 
-def cache_drops() -> int:
-    """Return how often the page cache of this machine has been dropped since boot, by whomever.
+@dataclass(frozen=True, slots=True)
+class PageLosses:
+    """How pages have left this machine's cache since boot without a need: a measurement that counts on them is spoilt.
 
-    A measurement that counts on cached pages is spoilt when somebody else does it meanwhile.
+    drops: times that somebody dropped all of them.  paged_out_bytes: what DAMON took, a sign and no measure of ours.
     """
+
+    drops: int
+    paged_out_bytes: int
+
+    def since(self, before: "PageLosses") -> str:
+        """Return who took pages after `before` in words for a report, "" when nobody did."""
+        said = []
+        if drops := self.drops - before.drops:
+            said.append(f"somebody else dropped the page cache {drops} times")
+        if paged_out := self.paged_out_bytes - before.paged_out_bytes:
+            said.append(f"DAMON paged out {paged_out:,} bytes")
+        return " and ".join(said)
+
+
+def page_losses() -> PageLosses:
+    """Return what is known of this moment.  Where DAMON runs, waits for its next look (under a second)."""
     lines = Path("/proc/vmstat").read_text().splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith("drop_pagecache ")), 0)
+    drops = next((int(line.split()[1]) for line in lines if line.startswith("drop_pagecache ")), 0)
+    return PageLosses(drops, damon.paged_out_bytes())
 
 
 def facts(directory: Path) -> dict[str, str | int]:

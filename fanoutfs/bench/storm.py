@@ -159,6 +159,7 @@ def _hot_rounds(
 ) -> Heard:
     """Run all rounds of one storm; return what fanoutfs heard meanwhile."""
     heard = Heard()
+    pages = machine.page_losses()
     for number in range(options.runs):
         for peer, directory in places.items():
             if not race.has(peer):
@@ -166,13 +167,12 @@ def _hot_rounds(
             with race.attempt(peer, f"hot opens by {processes} processes, run {number + 1}", measure):
                 opens = max(processes, int(rates[peer] * options.seconds))
                 before = settled_counters(directory) if peer == SUBJECT else None
-                drops = machine.cache_drops()
                 work = load.hot_opens(bytes(directory / FILE), opens, processes)
                 outcome = load.run_together(processes, work, deadline_s=options.deadline)
                 rates[peer] = outcome.rate
                 report.add(measure, peer, outcome.rate)
                 if before is not None:
-                    heard.listen(directory, before, drops)
+                    heard.listen(directory, before, pages)
     return heard
 
 
@@ -187,11 +187,11 @@ def _headline(lab: Lab, report: Report, options: argparse.Namespace, digests: Se
             sent_before = len(lab.proxy.requests())
             load.run_together(HEADLINE_PROCESSES, load.cold_opens(path, digests, HEADLINE_PROCESSES, OVERLAP))
             sent = witness.sent_of(lab.proxy.requests()[sent_before:], FILE, len(digests) * MIB)
-            before, drops = settled_counters(directory), machine.cache_drops()
+            pages, before = machine.page_losses(), settled_counters(directory)
             work = load.hot_opens(path, opens, HEADLINE_PROCESSES)
             outcome = load.run_together(HEADLINE_PROCESSES, work, progress=_show_progress)
             heard = Heard()
-            heard.listen(directory, before, drops)
+            heard.listen(directory, before, pages)
         report.add(report.measure("headline: time", "s", is_rate=False), SUBJECT, outcome.seconds)
         report.add(report.measure("headline: opens per second", "opens/s"), SUBJECT, outcome.rate)
         name = f"headline: {outcome.operations:,} opens, no message to the daemon"

@@ -14,6 +14,7 @@ from fanoutfs.errors import FanoutError
 from fanoutfs.keeper import mount as attach
 from fanoutfs.keeper.handshake import answer_init
 from fanoutfs.keeper.mountinfo import BDI_DIR, FSTYPE
+from fanoutfs.observe.damon import is_paging_out
 from fanoutfs.records import MIB
 from fanoutfs.wire.kernel import InitFlag
 from fanoutfs.wire.messages import MAX_BACKGROUND, KernelOffer
@@ -47,6 +48,7 @@ def check_machine(config: MountConfig) -> Iterator[Finding]:
     yield _check_request_timeout(config)
     yield check_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     yield check_memory(config, cgroup_limit_bytes(), _available_bytes())
+    yield check_cold_memory(is_paging_out())
 
 
 def _check_device(config: MountConfig) -> Finding:
@@ -154,6 +156,15 @@ def check_memory(config: MountConfig, limit_bytes: int | None, available_bytes: 
     if room < needed * 2:
         return Finding("memory", WARN, f"{seen}: little is left for the page cache", fix)
     return Finding("memory", OK, seen)
+
+
+def check_cold_memory(is_paged_out: bool) -> Finding:
+    """Judge whether pages stay in the page cache while there is room for them."""
+    if not is_paged_out:
+        return Finding("page_cache", OK, "pages stay while there is room for them")
+    seen = "DAMON pages out what nobody has read for a while: a later epoch asks the daemon again"
+    fix = "turn it off under /sys/kernel/mm/damon/admin/kdamonds or /sys/module/damon_reclaim/parameters"
+    return Finding("page_cache", WARN, seen, fix)
 
 
 def cgroup_limit_bytes(proc: Path = PROC, sys: Path = SYS) -> int | None:

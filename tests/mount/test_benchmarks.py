@@ -70,7 +70,7 @@ def test_epochs_from_the_caches_are_measured_against_ext4(tmp_path: Path) -> Non
     assert _values(report, "second epoch from the page cache") == {"ext4": 1, "fanoutfs": 1}
     assert _verdicts(report, "nothing fetched again") == [True, True]
     heard = [check for check in report["checks"] if "no message to the daemon" in check["name"]]
-    # (open when somebody dropped the page cache)
+    # (open when somebody else took pages: DAMON does on some machines, a page or three in one run of thirty)
     assert heard and not [check["found"] for check in heard if check["met"] is False]
 
 

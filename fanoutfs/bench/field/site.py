@@ -33,7 +33,7 @@ class Seen:
 
     messages: int | None = None
     backend_bytes: int | None = None
-    was_disturbed: bool = False
+    losses: str = ""
     """Somebody dropped the page cache of the whole machine meanwhile, which costs messages."""
 
 
@@ -83,7 +83,7 @@ class Site:
         if self.mountpoint is None:
             yield seen
             return
-        before, drops = self._settled(), machine.cache_drops()
+        pages, before = machine.page_losses(), self._settled()
         yield seen
         after = counters(self.mountpoint)
         # Where it counted none, the kernel's own count is the witness: a front that gets no message never reads.
@@ -92,7 +92,7 @@ class Site:
         self.wait_for_fills()  # what was fetched ahead counts as well
         now = counters(self.mountpoint)
         seen.backend_bytes = now.values.get("backend_bytes", 0) - before.values.get("backend_bytes", 0)
-        seen.was_disturbed = machine.cache_drops() != drops
+        seen.losses = machine.page_losses().since(pages)
 
     def _settled(self) -> Counters:
         assert self.mountpoint is not None  # noqa: S101  the callers looked

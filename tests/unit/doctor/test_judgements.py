@@ -10,7 +10,13 @@ from fanoutfs.cache.disks import begin_anew, note_used, open_disk
 from fanoutfs.config.schema import DiskDirectory, MountConfig
 from fanoutfs.doctor.disk import check_disk, check_inodes, check_space, describe_kind
 from fanoutfs.doctor.findings import FAIL, OK, SKIP, WARN, Finding, exit_code
-from fanoutfs.doctor.machine import cgroup_limit_bytes, check_descriptors, check_memory, describe_offer
+from fanoutfs.doctor.machine import (
+    cgroup_limit_bytes,
+    check_cold_memory,
+    check_descriptors,
+    check_memory,
+    describe_offer,
+)
 from fanoutfs.doctor.store import judge_latency, judge_skew
 from fanoutfs.keeper.mountinfo import MountInfo
 from fanoutfs.records import GIB, MIB
@@ -135,3 +141,10 @@ def test_further_directories_are_looked_at_and_those_left_behind_named(tmp_path:
     assert "still holds 1" in forgotten.reason
     config = dataclasses.replace(config, cache_disks=(DiskDirectory(left),))
     assert not [finding for finding in check_disk(config) if "still holds" in finding.reason]
+
+
+def test_kernel_that_pages_out_cold_memory_is_told() -> None:
+    assert check_cold_memory(is_paged_out=False).result == OK
+    told = check_cold_memory(is_paged_out=True)
+    assert told.result == WARN
+    assert "DAMON" in told.reason
