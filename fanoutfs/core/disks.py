@@ -383,7 +383,7 @@ class Disks:
         return [
             {
                 "directory": str(each.directory.path),
-                "state": "full" if each.number and self.is_full(each.number) else "ok" if each.number else "out",
+                "state": self._state_of(each.number),
                 "disk": each.number,
                 "large_bytes": self.bytes_on(each.number) if each.number else 0,
                 "limit_bytes": each.directory.limit_bytes,
@@ -395,6 +395,13 @@ class Disks:
             }
             for each in self._further
         ]
+
+    def _state_of(self, disk: int) -> str:
+        if not disk:
+            return "out"
+        # (what others keep on it may leave it no room before it ever refuses a write)
+        takes_parts = not self.is_full(disk) and self._weigh().get(disk, 0) > 0
+        return "ok" if takes_parts else "full"
 
     def place_of(self, disk: int) -> str:
         """Return the directory that a disk is, "" of one that is out of service (and of 0)."""

@@ -155,6 +155,17 @@ def leave_no_room(core: Rig, monkeypatch: pytest.MonkeyPatch, *disks: int) -> No
     monkeypatch.setattr(core.space, "_disk_excess_bytes", excess_bytes)
 
 
+async def test_disk_on_which_others_left_no_room_is_told_as_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with core_with_disk(tmp_path, monkeypatch, 0) as core:
+        await until_state(core, "ok")
+        monkeypatch.setattr(core.space.disks, "_capacity", lambda disk: 0 if disk else 1)
+        await until_state(core, "full")
+        monkeypatch.setattr(core.space.disks, "_capacity", lambda disk: 1)
+        await until_state(core, "ok")
+
+
 async def test_rest_of_a_part_on_a_disk_without_room_takes_the_part_to_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +310,8 @@ async def test_disk_that_is_full_now_and_then_costs_no_byte(
                     lacks_room, refuses = chance.random() < 0.5, chance.random() < 0.5
                     core.space.disks._full_until.clear()
                     await trio.sleep(chance.random() / 100)
+            for inode in inodes:  # (fills that a refused reader left behind hold their parts where they are)
+                await core.fills.wait_idle(inode.ino)
             lacks_room, refuses = True, False
             for inode in [*inodes, *inodes]:  # (what moved is missing once more)
                 await core.fills.ensure(inode.ino, 0, inode.size_bytes)
