@@ -86,6 +86,7 @@ class Handlers:
     ) -> None:
         """needs_attributes: a file is first shown when the core has asked its object for attributes."""
         self._needs_attributes = needs_attributes
+        self._environment = environment
         self._kernel = kernel
         self._relay = relay
         self._index = index
@@ -454,6 +455,11 @@ class Handlers:
         self._deliver(request.unique, data)
 
     # --- now and then ------------------------------------------------------------------------------------------
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether only a new front can change the index: LMDB could not write its header and refuses all."""
+        return self._environment.stopped.is_set()
 
     @property
     def tidy_pause_s(self) -> float | None:

@@ -59,6 +59,7 @@ def run(task: FrontTask) -> int:
             refuse(task.fuse_fd, kernel, row, task.shared.flags, read_only=task.config.read_only)
             return 1
         worker.run()
+        log.warning("the index has to be opened anew: a new front begins")
     except UnmountedError:
         row[BUSY] += row[BUSY] & 1  # nobody shall wait for this one
         return EXIT_UNMOUNTED

@@ -74,7 +74,7 @@ class Worker:
                 self._methods[opcode] = (method, rule.min_body + IN_HEADER_SIZE, start)
 
     def run(self) -> None:
-        """Serve until the mount is gone; then raises UnmountedError."""
+        """Serve until the mount is gone; then raises UnmountedError.  Return where a new front has to go on."""
         epoll = select.epoll()
         epoll.register(self._fuse_fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
         epoll.register(self._relay_fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
@@ -85,6 +85,8 @@ class Worker:
                 continue  # more may be there: do not sleep
             self._hints.flush()
             self._handlers.tidy()
+            if self._handlers.is_over and not self._relay.is_waiting:
+                return  # (nothing in hand is lost: what waits for the core's answers any front finishes)
             events = epoll.poll(self._pause_s())
             if not events:
                 self._accounting.flush()

@@ -5,7 +5,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import pytest
 
 from fanoutfs.cache.staging import KEY_XATTR, StagingFiles
@@ -122,6 +124,32 @@ def test_the_core_makes_what_there_is_no_number_for(rig: Rig) -> None:
         rig.ask(Opcode.MKNOD, DIRECTORY, body(name))
     assert is_relayed(rig, rig.send(Opcode.MKNOD, DIRECTORY, body(b"c")))
     assert rig.shared.spares.counts(0) == (2, 2)
+
+
+class _StoppedForWriters:
+    """An LMDB environment whose header could not be written: it refuses every change from then on."""
+
+    def __init__(self, env: lmdb.Environment) -> None:
+        self._env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def begin(self, write: bool = False, **options: Any) -> Any:
+        if write:
+            raise lmdb.PanicError("mdb_txn_begin: MDB_PANIC: Update of meta page failed or environment had fatal error")
+        return self._env.begin(**options)
+
+
+def test_a_front_that_cannot_change_the_index_any_more_leaves_it_to_the_core_and_ends_when_idle(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.environment, "env", _StoppedForWriters(rig.environment.env))
+        assert is_relayed(rig, rig.send(Opcode.MKNOD, DIRECTORY, body(b"name")))
+    assert rig.fronts[0].handlers.is_over
+    rig.fronts[0].worker.run()  # (returns at once)
+    assert inode(rig, FIRST) is None
 
 
 def close(rig: Rig) -> None:
