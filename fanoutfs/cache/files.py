@@ -138,6 +138,14 @@ class CacheFiles:
         """Return a descriptor that the caller closes: for a worker thread that outlives the table's entry."""
         return os.dup(self.descriptor(ino, disk))
 
+    def occupied(self, ino: int, disk: int = 0) -> tuple[int, int] | None:
+        """Return (length, bytes on the disk) of the inode's file; None: there is none.  Raises OSError."""
+        try:
+            found = os.stat(self.relative_path(ino), dir_fd=self.root(disk), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return found.st_size, found.st_blocks * 512
+
     def open_direct(self, ino: int, size_bytes: int, disk: int = 0) -> int:
         """Return a descriptor for writing past the page cache, which the caller closes.  Raises OSError.
 

@@ -26,7 +26,7 @@ import logging
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -143,6 +143,10 @@ class Disks:
         """Tell whether a disk may get parts."""
         return not disk or any(each.number == disk for each in self._further)
 
+    def in_service(self) -> list[int]:
+        """Return all that may hold parts."""
+        return [0, *(each.number for each in self._further if each.number)]
+
     def candidates(self, part: PartId, size_bytes: int) -> list[int]:
         """Return the disks for a part, best first: those that have room, then those that would have to make it.
 
@@ -211,7 +215,7 @@ class Disks:
         now = trio.current_time()
         if now - self._weighed_at > _WEIGHT_AGE_S:
             self._weighed_at = now
-            self._weights = {disk: self._capacity(disk) for disk in (0, *self._in_service())}
+            self._weights = {disk: self._capacity(disk) for disk in self.in_service()}
         return {disk: weight for disk, weight in self._weights.items() if self.is_in_service(disk)}
 
     def _capacity(self, disk: int) -> int:
@@ -226,9 +230,6 @@ class Disks:
     def _limit(self, disk: int) -> int:
         """Return what a disk may hold at most by its setting; 0: as much as there is room for."""
         return next((each.directory.limit_bytes for each in self._further if disk and each.number == disk), 0)
-
-    def _in_service(self) -> Iterable[int]:
-        return [each.number for each in self._further if each.number]
 
     # --- errors ------------------------------------------------------------------------------------------------
 

@@ -9,21 +9,26 @@ hole is punched.  What cannot be punched is remembered: until then it occupies t
 
 import contextlib
 import logging
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import Final
 
 import trio
 
 from fanoutfs.cache.files import CacheFiles, punch_blocks
 from fanoutfs.core.disks import Disks
 from fanoutfs.core.grace import Grace
-from fanoutfs.index.operations import DropBlocks
+from fanoutfs.index.operations import DropBlocks, blocks_bytes
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
-from fanoutfs.index.victims import PartId, disks_of, present_blocks
+from fanoutfs.index.victims import PartId, disks_of, parts_on, present_blocks
 from fanoutfs.index.writer import GroupWriter
+from fanoutfs.records import PART_BLOCKS, PART_BYTES
 
 log = logging.getLogger(__name__)
+
+_ALL: Final = (1 << PART_BLOCKS) - 1
 
 
 class Holes:
@@ -109,6 +114,41 @@ class Holes:
             except OSError as error:
                 log.warning("cannot free evicted bytes ino=%d part=%d: %s", *part, error)
                 return
+
+    async def settle(self, ino: int) -> None:
+        """Give back what the disks hold of a file that became clean and the index does not have there.  Checkpoint.
+
+        What an earlier version left: blocks that were changed, cut off, or not brought here for want of room.
+        """
+        disks = [disk for disk in self._disks.in_service() if self._note_left(ino, disk)]
+        if not disks:
+            return
+        await self.retry()
+        for disk in disks:
+            try:
+                self._remove_empty(ino, disk)
+            except OSError as error:
+                log.warning("cannot remove a cache file of which nothing is left ino=%d: %s", ino, error)
+
+    def _note_left(self, ino: int, disk: int) -> bool:
+        """Remember what a disk holds of a file beyond what the index has there; tell whether there is any."""
+        try:
+            found = self._files.occupied(ino, disk)
+        except OSError as error:
+            self._disks.note_error(disk, error)
+            return False
+        if found is None:
+            return False
+        length, occupied_bytes = found
+        known = parts_on(self._environment, ino, disk)
+        left_bytes = occupied_bytes - sum(blocks_bytes(length, part, mask) for part, mask in known.items())
+        if left_bytes < mmap.PAGESIZE:  # (the last block may be short, its page is not)
+            return False
+        for part in range(-(-length // PART_BYTES)):
+            if blocks_bytes(length, part, _ALL & ~known.get(part, 0)) > 0:
+                self._unpunched.setdefault((ino, part), (left_bytes, disk))
+                left_bytes = 0  # (told once, wherever it is)
+        return True
 
     async def reclaim(self, part: PartId, absent: int, disk: int) -> None:
         """Give back what a disk holds of blocks that the index does not have there.  Checkpoint.  Raises OSError."""

@@ -354,7 +354,8 @@ class Staging:
                 await self._durable.sync()
                 self.discard_file(ino, life)
                 self._space.note_unstaged(found.st_blocks * 512)
-            return True
+        await self._space.holes.settle(ino)
+        return True
 
     # --- under the inode's lock --------------------------------------------------------------------------------
 

@@ -97,6 +97,20 @@ def disk_of_part(environment: IndexEnvironment, part: PartId) -> int | None:
         return None if value is None else int(PART_HEAD.unpack_from(value)[1])
 
 
+def parts_on(environment: IndexEnvironment, ino: int, disk: int) -> dict[int, int]:
+    """Return the parts of a file that the index has on a disk, with the masks of their blocks."""
+    found: dict[int, int] = {}
+    prefix = INO_KEY.pack(ino)
+    with environment.env.begin() as txn, txn.cursor(db=environment.blocks) as cursor:
+        more = cursor.set_range(prefix)
+        while more and bytes(cursor.key()).startswith(prefix):
+            present, on_disk = PART_HEAD.unpack_from(cursor.value())
+            if on_disk == disk:
+                found[PART_KEY.unpack(cursor.key())[1]] = int(present)
+            more = cursor.next()
+    return found
+
+
 def disks_of(environment: IndexEnvironment, ino: int) -> dict[int, int]:
     """Return the disks that have parts of a file, and how many each."""
     found: dict[int, int] = {}
