@@ -16,8 +16,8 @@ from fanoutfs.backend.base import Backend
 from fanoutfs.backend.writing import ObjectDetails
 from fanoutfs.core.late import LateRequests
 from fanoutfs.core.listing import Listings
-from fanoutfs.core.properties import is_tagged, owner_of
-from fanoutfs.core.publishing import Publisher, aside_prefix
+from fanoutfs.core.properties import aside_prefix, is_tagged, owner_of
+from fanoutfs.core.publishing import Publisher
 from fanoutfs.errors import ObjectMissingError, PreconditionFailedError
 from fanoutfs.index.format import Departed, Dirty, Inode
 from fanoutfs.index.places import Places
@@ -127,6 +127,13 @@ class Deletions:
                     return _Verdict.WAIT
                 return _Verdict.DELETE if inode.is_local else _Verdict.KEEP
             left = self._left_below(places, key)
+        if (
+            dirty is not None
+            and dirty.what & Dirty.NEVER
+            and self._publisher.kept.replaced_version(ino or 0, key) is not None
+        ):
+            self._publisher.note_dirty(ino or 0)
+            return _Verdict.WAIT  # it takes over what it replaced
         is_to_come = dirty is not None and not dirty.what & Dirty.NEVER and inode is not None and not inode.is_dir
         if is_to_come and leaving is None:
             return _Verdict.WAIT  # its upload replaces the object, unless it waits itself for a directory to leave

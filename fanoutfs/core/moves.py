@@ -31,8 +31,8 @@ from fanoutfs.core.late import LateRequests
 from fanoutfs.core.listing import Listings
 from fanoutfs.core.markers import move_marker
 from fanoutfs.core.moving import Delay, Move
-from fanoutfs.core.properties import is_tagged
-from fanoutfs.core.publishing import Publisher, aside_prefix
+from fanoutfs.core.properties import aside_prefix, is_tagged
+from fanoutfs.core.publishing import Publisher
 from fanoutfs.core.uploads import Uploads
 from fanoutfs.errors import (
     AccessDeniedError,

@@ -5,6 +5,7 @@ crash, has the same token, so that an object which arrived although nobody heard
 for a foreign change.
 """
 
+import hashlib
 import logging
 import stat
 from collections.abc import Mapping
@@ -85,3 +86,13 @@ def facts_of(properties: Properties, tag: str, ino: int) -> tuple[int, ...] | No
 def is_tagged(properties: Properties, tag: str) -> bool:
     """Tell whether an object was put by this volume."""
     return properties.metadata.get(TOKEN_KEY, "").startswith(f"{tag}-")
+
+
+def aside_prefix(root_prefix: str, tag: str) -> str:
+    """Return what the keys begin with under which objects wait that had to make way for others."""
+    return f"{root_prefix}.fanoutfs-{tag}-"
+
+
+def digest_of(text: str) -> int:
+    """Return a number for a text, to be part of a token."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -15,7 +15,6 @@ What only moved, or changed in its metadata, is copied inside the store.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 import stat
@@ -38,9 +37,10 @@ from fanoutfs.core.facts import Asked, Facts, FactsReader, Outcome, StagedConten
 from fanoutfs.core.freezing import SINGLE_PUT_BYTES, Freezer, Frozen
 from fanoutfs.core.grace import Grace
 from fanoutfs.core.intents import Intents
+from fanoutfs.core.kept import KeptFiles
 from fanoutfs.core.late import LateRequests
 from fanoutfs.core.multipart import MultipartUploads
-from fanoutfs.core.properties import make_token, properties_of, with_token
+from fanoutfs.core.properties import aside_prefix, digest_of, make_token, properties_of, with_token
 from fanoutfs.core.rulings import Rulings, UploadRules
 from fanoutfs.core.withdrawal import Withdrawal
 from fanoutfs.errors import (
@@ -117,12 +117,21 @@ class Publisher:
         self._files = files
         self._staging = staging
         self._freezer = Freezer(files, staging, grace, self._in_thread)
-        self._withdrawal = Withdrawal(files, staging, reader, writer, root_prefix)
         self._conflicts = conflicts
         self._multipart = multipart
         self._settle = settle
         self._rulings = Rulings(rules, files, root_prefix)
         self._late = late
+        self.kept = KeptFiles(
+            facts=self.facts,
+            reader=reader,
+            rulings=self._rulings,
+            withdrawal=Withdrawal(files, staging, reader, writer, root_prefix),
+            late=late,
+            lock=self.lock,
+            move_object=self._move_object,
+            note_object=self.published,
+        )
         self._threads = trio.CapacityLimiter(requests)
         self._memory = Admission(_MEMORY_BYTES, requests)
         self._tag = tag
@@ -254,10 +263,10 @@ class Publisher:
         return Outcome.CLEAN if is_same else Outcome.CHANGED
 
     async def _keep_here(self, facts: Facts) -> Outcome:
-        """Keep what has a name that is not uploaded; what it had under its old name leaves the store."""
+        """Keep what is not uploaded."""
         await self.intents.resolve(facts.ino)
-        if not await self._withdrawal.withdraw(facts):
-            return Outcome.CHANGED
+        if (outcome := await self.kept.keep(facts)) is not None:
+            return outcome
         await self._writer.run(NoteState(facts.ino, add=Dirty.NEVER).apply, is_short=True)
         return Outcome.NEVER
 
@@ -401,7 +410,7 @@ class Publisher:
         if properties is None and "-" in source.version.etag:
             # The ETag of a copy will differ, so that only a token can tell it from a foreign object after a crash.
             known = (await self._in_thread(partial(self._backend.details, source.key))).properties
-            token = make_token(self._tag, facts.inode.ino, source.version.size_bytes, _digest(source.version.etag))
+            token = make_token(self._tag, facts.inode.ino, source.version.size_bytes, digest_of(source.version.etag))
             properties = with_token(known, token)
         if source.version.size_bytes > (await self._in_thread(self._backend.abilities)).max_copy_bytes:
             if properties is None:
@@ -491,10 +500,15 @@ class Publisher:
             if dirty is None:
                 await self._publish_copy(facts, None)
                 return None
-            with contextlib.suppress(_Displaced):
-                version = await self._put_copy(facts, facts.source, None)
-                await self.published(facts, version, NOTHING)
+            await self._move_object(facts)
             return None
+
+    async def _move_object(self, facts: Facts) -> None:
+        """Copy an inode's object to where its name is, whatever else is dirty of it.  Checkpoint."""
+        assert facts.source is not None  # noqa: S101 - the callers looked
+        with contextlib.suppress(_Displaced):
+            version = await self._put_copy(facts, facts.source, None)
+            await self.published(facts, version, NOTHING)
 
     async def clear(self, obstacle: Obstacle) -> bool:
         """Free the key that something holds which does not go by itself; False: it is no file.  Checkpoint."""
@@ -584,14 +598,5 @@ class _Displaced(Exception):  # noqa: N818 - not an error: the inode's turn come
     """Another object has the key: a foreign one (the inode was given another name), or one of ours for the moment."""
 
 
-def aside_prefix(root_prefix: str, tag: str) -> str:
-    """Return what the keys begin with under which objects wait that had to make way for others."""
-    return f"{root_prefix}.fanoutfs-{tag}-"
-
-
 def _ignore(_ino: int) -> None:
     """Nobody asked."""
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

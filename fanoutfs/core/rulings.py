@@ -44,6 +44,10 @@ class Rulings:
         is_leaving = facts.inode.key != facts.key and self._rules.is_excluded(path)
         return (facts.has_new_content or is_leaving) and self._rules.is_never(path, size_bytes, is_asked=is_asked)
 
+    def is_excluded(self, facts: Facts) -> bool:
+        """Tell whether its name is one that `--no-upload` keeps out of the store."""
+        return self._rules.is_excluded(self.subject(facts)[0])
+
     def upload_class(self, facts: Facts) -> str:
         """Return the class in which policy wants it; "": policy does not say."""
         return self._rules.upload_class(*self.subject(facts))

@@ -163,6 +163,42 @@ def test_object_of_a_file_that_is_renamed_to_where_policy_keeps_files_local_come
         assert bucket.get("scratch/l0") == LARGE["d/l0"]
 
 
+@pytest.mark.parametrize("rule", ["keep_local = true", 'upload_after = "never"'])
+def test_no_policy_takes_the_last_object_of_a_file_that_was_changed_and_renamed(
+    rule: str, bucket: Bucket, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(f'[[policy]]\npath = "kept"\n{rule}\n')
+    put(bucket, {"kept/replaced": b"r1", "kept/moved": b"m1", "free": b"f1", "kept/small/a": b"a1"} | LARGE)
+    with kernel.mounted_bucket(bucket, "--policy-file", str(rules), "--upload-delay", "30s") as mount:
+        kept = mount.path / "kept"
+        (kept / "new").write_bytes(b"r2")
+        assert run_command("drain", "--wait", str(kept)).returncode == 0  # (policy has been asked about it)
+        (kept / "new").rename(kept / "replaced")
+        for path, target in ((kept / "moved", kept / "there"), (mount.path / "free", kept / "caught")):
+            with path.open("ab") as stream:
+                stream.write(b"+")
+            path.rename(target)
+        with (mount.path / "d/l0").open("r+b") as stream:
+            stream.write(b"first bytes")
+        (mount.path / "d/l0").rename(kept / "l0")
+        (kept / "small/a").unlink()  # a user's act
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        left = {key: bucket.get(key) for key in bucket.keys() if not key.endswith("/")}  # noqa: SIM118
+        before = {"kept/replaced": b"r1", "kept/there": b"m1", "kept/caught": b"f1", "kept/l0": LARGE["d/l0"]}
+        assert left == before | {name: LARGE[name] for name in ("d/l1", "d/l2")}
+        now = {"kept/replaced": b"r2", "kept/there": b"m1+", "kept/caught": b"f1+"}
+        now |= {"kept/l0": b"first bytes" + LARGE["d/l0"][11:]}
+        verify(mount, now)
+        assert all(tier(mount.path / name) == "local" for name in now)
+        rules.write_text("")
+        assert run_command("tier", "reload", str(mount.path)).returncode == 0
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        left = {key: bucket.get(key) for key in bucket.keys() if not key.endswith("/")}  # noqa: SIM118
+        assert left == now | {name: LARGE[name] for name in ("d/l1", "d/l2")}
+        assert not [name for name in kept.iterdir() if "conflict" in name.name]
+
+
 def test_changed_policies_hold_without_a_remount(bucket: Bucket, tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text('[[policy]]\npath = "*.hold"\nupload_after = "never"\n')
