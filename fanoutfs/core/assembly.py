@@ -273,7 +273,7 @@ def build_outbound(core: Core, tag: str) -> Outbound:
     writing.changes.note_renamed = outbound.uploads.note_renamed
     writing.changes.is_uploading = outbound.uploads.is_uploading
     writing.staging.note_dirty = outbound.uploads.note_dirty
-    writing.room.may_shrink = outbound.uploads.may_free_staging
+    writing.room.may_shrink = partial(_may_free_staging, core.data, outbound)
     core.filesystem.wait_published = outbound.publisher.wait_idle
     core.placement.policing.hurry = outbound.uploads.hurry
     core.placement.policing.reclass = outbound.classes.change
@@ -281,6 +281,11 @@ def build_outbound(core: Core, tag: str) -> Outbound:
     base.book.on_change.append(outbound.uploads.note_rules_changed)
     core.placement.tiers.is_uploading = outbound.uploads.is_uploading
     return outbound
+
+
+def _may_free_staging(data: Data, outbound: Outbound) -> bool:
+    """Tell whether anything that is staged will be uploaded, or was unlinked and not freed yet."""
+    return outbound.uploads.may_free_staging() or data.orphans.may_free_staging()
 
 
 def _are_readers_first(data: Data) -> bool:

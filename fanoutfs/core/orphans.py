@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _PERIOD_S: Final = 5.0
 _MIN_AGE_NS: Final = 5_000_000_000
 """An answer with the old inode may still be on its way through a front."""
+_FREED_SOON_NS: Final = 15_000_000_000
+"""After so long what was unlinked is freed, or somebody has it open."""
 _MAX_PAUSE_S: Final = 300.0
 _BATCH: Final = 1000
 
@@ -81,6 +83,13 @@ class OrphanReaper:
             except DatabaseError as error:
                 log.warning("orphans stay for now: %s", error)
             await trio.sleep(_PERIOD_S)
+
+    def may_free_staging(self) -> bool:
+        """Tell whether a staged file lost its last name a moment ago, so that its bytes may go soon.  No checkpoint."""
+        now = self._clock.wall_ns()
+        with self._environment.env.begin() as txn, txn.cursor(db=self._environment.orphans) as cursor:
+            young = tuple(INO_KEY.unpack(key)[0] for key, at in cursor if abs(now - U64.unpack(at)[0]) < _FREED_SOON_NS)
+        return bool(young and self._lives(young))
 
     def _lives(self, inos: tuple[int, ...]) -> dict[int, int]:
         """Return which of these inodes are staged, and their lives."""

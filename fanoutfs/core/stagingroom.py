@@ -37,8 +37,9 @@ class StagingRoom:
         self._staged = staged
         self._grants = space.grants
         self._said_at = self._refused_at = float("-inf")
+        self._refused_bytes = 0
         self.may_shrink: Callable[[], bool] = _always
-        """Tells whether anything that is staged will be uploaded.  No checkpoint."""
+        """Tells whether anything that is staged will be uploaded, or was removed just now.  No checkpoint."""
 
     async def wait(self, size_bytes: int, disk_timeout_s: float, *, at_most_s: float = float("inf")) -> bool:
         """Return True when so many bytes may be staged; clean bytes make way first.  Checkpoint.
@@ -85,7 +86,7 @@ class StagingRoom:
             "staged_bytes": self._space.staged_bytes,
             "staging_cap_bytes": self._space.staging_cap_bytes,
         }
-        if trio.current_time() < self._refused_at + _LOG_PAUSE_S:
+        if trio.current_time() < self._refused_at + _LOG_PAUSE_S and self._staged.total >= self._refused_bytes:
             described["writes_refused"] = "staging is full, and nothing that is staged will be uploaded"
         return described
 
@@ -93,6 +94,7 @@ class StagingRoom:
         if self.may_shrink():
             return
         self._refused_at = now = trio.current_time()
+        self._refused_bytes = staged_bytes
         if now >= self._said_at + _LOG_PAUSE_S:
             self._said_at = now
             log.warning(

@@ -149,3 +149,16 @@ def test_files_kept_local_fill_staging_as_they_would_a_disk(
     drain(mount)
     assert digest(bucket.get("elsewhere")) == digest(content(9, 8 * MIB))
     assert len(bucket.get("scratch/a")) >= 12 * MIB
+
+
+def test_writer_waits_for_the_room_of_a_kept_file_that_was_removed(
+    bucket: Bucket, proxy: Proxy, mount_of: Mounter, tmp_path: Path
+) -> None:
+    policies = tmp_path / "policies.toml"
+    policies.write_text('[[policy]]\npath = "*"\nkeep_local = true\n', encoding="ascii")
+    mount = start(mount_of, bucket, proxy, *CAPPED, "--policy-file", str(policies))
+    write_synced(mount.path / "a", content(5, 12 * MIB))
+    (mount.path / "a").unlink()  # (it is freed once the kernel has forgotten it)
+    write_synced(mount.path / "b", content(6, 12 * MIB))
+    assert digest((mount.path / "b").read_bytes()) == digest(content(6, 12 * MIB))
+    assert "writes_refused" not in mount.status()["changes"]
