@@ -52,7 +52,7 @@ from fanoutfs.core.task import CoreTask
 from fanoutfs.core.trace import Trace
 from fanoutfs.core.warming import Warming
 from fanoutfs.eviction.recency import LEARNT
-from fanoutfs.index.format import Ownership
+from fanoutfs.index.format import Inode, Ownership
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
 from fanoutfs.index.writer import GroupWriter
@@ -274,6 +274,7 @@ def build_outbound(core: Core, tag: str) -> Outbound:
     writing.changes.is_uploading = outbound.uploads.is_uploading
     writing.staging.note_dirty = outbound.uploads.note_dirty
     writing.room.may_shrink = partial(_may_free_staging, core.data, outbound)
+    outbound.publisher.rescue.is_all_cached = partial(_is_all_cached, core.long_work.warming)
     core.filesystem.wait_published = outbound.publisher.wait_idle
     core.placement.policing.hurry = outbound.uploads.hurry
     core.placement.policing.reclass = outbound.classes.change
@@ -281,6 +282,11 @@ def build_outbound(core: Core, tag: str) -> Outbound:
     base.book.on_change.append(outbound.uploads.note_rules_changed)
     core.placement.tiers.is_uploading = outbound.uploads.is_uploading
     return outbound
+
+
+def _is_all_cached(warming: Warming, inode: Inode) -> bool:
+    """Tell whether all of a file's content is in the cache."""
+    return warming.cached_bytes(inode) >= inode.size_bytes
 
 
 def _may_free_staging(data: Data, outbound: Outbound) -> bool:

@@ -41,9 +41,11 @@ from fanoutfs.core.kept import KeptFiles
 from fanoutfs.core.late import LateRequests
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.properties import aside_prefix, digest_of, make_token, properties_of, with_token
+from fanoutfs.core.rescue import Rescue
 from fanoutfs.core.rulings import Rulings, UploadRules
 from fanoutfs.core.withdrawal import Withdrawal
 from fanoutfs.errors import (
+    ArchivedError,
     BackendError,
     FanoutError,
     ObjectMissingError,
@@ -122,6 +124,7 @@ class Publisher:
         self._settle = settle
         self._rulings = Rulings(rules, files, root_prefix)
         self._late = late
+        self.rescue = Rescue(staging, writer)
         self.kept = KeptFiles(
             facts=self.facts,
             reader=reader,
@@ -389,8 +392,8 @@ class Publisher:
             version = await self._put_copy(facts, source, properties)
         except _Displaced:
             return Outcome.CHANGED
-        except (VersionGoneError, ObjectMissingError) as error:
-            await self._rescue(facts, error)
+        except (VersionGoneError, ObjectMissingError, ArchivedError) as error:
+            await self.rescue.rescue(facts, error)
             return Outcome.CHANGED
         bump(self._row, Count.OBJECTS_MOVED)
         return await self.published(facts, version, SETTLED)
@@ -417,19 +420,6 @@ class Publisher:
                 properties = (await self._in_thread(partial(self._backend.details, source.key))).properties
             return await self._multipart.copy(source, facts.key, properties, condition)
         return await self._in_thread(partial(self._backend.copy, source, facts.key, condition, properties))
-
-    async def _rescue(self, facts: Facts, error: FanoutError) -> None:
-        """Upload what is cached of a file whose object went away under its old name.  Checkpoint.
-
-        Raises BackendError when not all of it is.
-        """
-        log.warning("object of a renamed file is gone, uploading from the cache ino=%d: %s", facts.inode.ino, error)
-        try:
-            await self._staging.stage(facts.inode.ino, 0, 0)
-            await self._staging.localise(facts.inode.ino, 0, facts.inode.size_bytes)
-        except FanoutError as failure:
-            raise BackendError(f"its object was changed or deleted by somebody else: {failure}") from error
-        await self._writer.run(NoteState(facts.inode.ino, add=Dirty.CONTENT).apply)
 
     async def _publish_link(self, facts: Facts) -> Outcome:
         """Give a further name of an inode an object of its own: a copy of the first name's."""

@@ -14,7 +14,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from fanoutfs.errors import CacheUnusableError
 from fanoutfs.observe.shared import LOG_LEVEL
@@ -71,13 +71,21 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+class _LineHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to stderr; on a full disk one is lost, and a traceback for each would say nothing more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def setup(level: str, form: str, flags: memoryview, process: str) -> None:
     """Send this process's log to stderr, every line marked with the process's name.
 
     form: text or json.  flags: of the shared memory; a level that stands there counts instead of `level`, and is taken
     again whenever LEVEL_SIGNAL arrives.  Main thread only.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _LineHandler(sys.stderr)
     if form == "json":
         handler.setFormatter(_JsonFormatter(process))
     else:

@@ -73,6 +73,34 @@ def test_classes_are_known_from_the_listing_and_kept_by_renames(moto_bucket: Buc
         assert kernel.read_all(mount.path / "a/renamed") == b"rarely read"
 
 
+def test_archived_object_follows_a_rename_from_the_cache_or_once_it_is_restored(
+    moto_bucket: Bucket, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[policy]]\npath = "a"\nstorage_class = "GLACIER"\n')
+    put(moto_bucket, "b/cold", b"never read")
+    with kernel.mounted_bucket(moto_bucket, "--upload-delay", "0s", "--policy-file", str(rules)) as mount:
+        (mount.path / "a").mkdir()
+        for key, body in BODIES.items():
+            (mount.path / key).write_bytes(body)
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        assert head(moto_bucket, "a/large")["StorageClass"] == "GLACIER"
+        for key in BODIES:
+            os.rename(mount.path / key, mount.path / f"{key}-renamed")
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        os.rename(mount.path / "b/cold", mount.path / "b/renamed")
+        wait_until(lambda: "to be restored" in mount.status()["changes"].get("last_error", ""), "it is told why")
+        (mount.path / "c").write_bytes(b"not held up")
+        wait_until(lambda: "c" in moto_bucket.keys(), "others go on")  # noqa: SIM118
+        assert run_command("tier", "restore", "--wait", str(mount.path / "b/renamed")).returncode == 0
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        objects = {key for key in moto_bucket.keys() if not key.endswith("/")}  # noqa: SIM118
+        assert objects == {"a/small-renamed", "a/large-renamed", "b/renamed", "c"}
+        for key, body in BODIES.items():
+            assert kernel.read_all(mount.path / f"{key}-renamed") == body
+            assert head(moto_bucket, f"{key}-renamed")["StorageClass"] == "GLACIER"
+
+
 def test_restore_waits_as_long_as_the_store_says_that_it_is_ongoing(moto_bucket: Bucket, moto_proxy: Proxy) -> None:
     put(moto_bucket, "a", b"cold")
     with kernel.mounted_bucket(moto_bucket, endpoint=moto_proxy.endpoint) as mount:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 
 import pytest
@@ -48,3 +49,15 @@ def test_json_is_one_object_a_line_whatever_the_message() -> None:
     found = json.loads(line)
     assert (found["level"], found["process"], found["message"]) == ("error", "core", 'event key="a\nb"')
     assert "two\nlines" in found["exception"]
+
+
+def test_line_for_which_the_disk_has_no_room_is_dropped_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    full = os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", closefd=True)
+    handler = logs._LineHandler(full)
+    for record in records(2, logging.ERROR):
+        handler.handle(record)
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(OSError, match="No space"):
+        full.close()  # (what it could not write)
