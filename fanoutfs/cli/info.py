@@ -16,7 +16,7 @@ from fanoutfs.errors import FanoutError
 
 _DEFAULT_CLASS: Final = "the store's default"
 _RESTORES: Final = {
-    "archived": "needed before it can be read: fanoutfs tier restore",
+    "archived": "needed before what is not cached can be read: fanoutfs tier restore",
     "ongoing": "under way: fanoutfs tier restore --wait returns when it can be read",
     "restored": "done: it can be read for as many days as were asked for",
 }

@@ -138,6 +138,8 @@ def _explanation(found: Mapping[str, Any]) -> Iterator[str]:
         evict = f"when it was not read for {show_duration(found['evict_after_s'])}, or room is needed"
     else:
         evict = "when room is needed"
+    if found["keep_local"] or found["is_excluded"] or found["upload_after_s"] is None:
+        evict += "; never what the store does not have"
     yield f"  evict     {evict}"
     yield f"  kept      {'with other small files, in segments' if found['packed'] else 'in a cache file of its own'}"
 
