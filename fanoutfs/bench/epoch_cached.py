@@ -120,7 +120,7 @@ def _second(bench: Bench, data: DataSet, cache: Path) -> None:
     found = report.measure(f"second epoch from the page cache, {data}, {options.loaders} loaders", "files/s")
     race = Race(report)
     heard = Heard()
-    pages = machine.page_losses()  # (one between priming and a round costs READs as well)
+    pages = machine.PageWatch()  # (one between priming and a round costs READs as well)
     with contextlib.ExitStack() as scope:
         mounted: list[tuple[Peer, Path]] = []
         both: tuple[Peer, ...] = (Ext4(bench.lab.source), bench.fanoutfs(bench.lab.bucket, cache=cache))
@@ -143,7 +143,7 @@ def _second(bench: Bench, data: DataSet, cache: Path) -> None:
 
 
 def _second_round(
-    bench: Bench, data: DataSet, found: Measure, peer: Peer, place: Path, heard: Heard, pages: machine.PageLosses
+    bench: Bench, data: DataSet, found: Measure, peer: Peer, place: Path, heard: Heard, pages: machine.PageWatch
 ) -> None:
     is_subject = isinstance(peer, Fanoutfs)
     before = settled_counters(place) if is_subject else None

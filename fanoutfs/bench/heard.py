@@ -16,14 +16,15 @@ class Heard:
     messages: list[str] = field(default_factory=list)
     losses: str = ""
 
-    def listen(self, mountpoint: Path, before: Counters, pages_before: machine.PageLosses) -> None:
+    def listen(self, mountpoint: Path, before: Counters, pages: machine.PageWatch) -> None:
         """Add what came since: by its own counters, and read(2) calls of its fronts as the kernel counts them."""
         self.phases += 1
         after = counters(mountpoint)
         self.messages += [f"{name}={count}" for name, count in after.messages_since(before).items()]
         if after.front_reads != before.front_reads:
             self.messages.append(f"front_reads={after.front_reads - before.front_reads}")
-        self.losses = machine.page_losses().since(pages_before) or self.losses
+        if self.messages:
+            self.losses = pages.lost()
 
     def judge(self, report: Report, name: str, phases: int) -> None:
         """Record the verdict over so many phases: open when somebody else took pages, which costs READs."""

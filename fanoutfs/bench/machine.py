@@ -43,8 +43,18 @@ class PageLosses:
         return " and ".join(said)
 
 
-def page_losses() -> PageLosses:
-    """Return what is known of this moment.  Where DAMON runs, waits for its next look (under a second)."""
+class PageWatch:
+    """What became of the page cache since this was made.  Where DAMON runs, a look waits for its next one (0.5 s)."""
+
+    def __init__(self) -> None:
+        self._before = _page_losses()
+
+    def lost(self) -> str:
+        """Return who took pages in words for a report, "" when nobody did."""
+        return _page_losses().since(self._before)
+
+
+def _page_losses() -> PageLosses:
     lines = Path("/proc/vmstat").read_text().splitlines()
     drops = next((int(line.split()[1]) for line in lines if line.startswith("drop_pagecache ")), 0)
     return PageLosses(drops, damon.paged_out_bytes())

@@ -159,7 +159,7 @@ def _hot_rounds(
 ) -> Heard:
     """Run all rounds of one storm; return what fanoutfs heard meanwhile."""
     heard = Heard()
-    pages = machine.page_losses()
+    pages = machine.PageWatch()
     for number in range(options.runs):
         for peer, directory in places.items():
             if not race.has(peer):
@@ -187,7 +187,7 @@ def _headline(lab: Lab, report: Report, options: argparse.Namespace, digests: Se
             sent_before = len(lab.proxy.requests())
             load.run_together(HEADLINE_PROCESSES, load.cold_opens(path, digests, HEADLINE_PROCESSES, OVERLAP))
             sent = witness.sent_of(lab.proxy.requests()[sent_before:], FILE, len(digests) * MIB)
-            pages, before = machine.page_losses(), settled_counters(directory)
+            pages, before = machine.PageWatch(), settled_counters(directory)
             work = load.hot_opens(path, opens, HEADLINE_PROCESSES)
             outcome = load.run_together(HEADLINE_PROCESSES, work, progress=_show_progress)
             heard = Heard()

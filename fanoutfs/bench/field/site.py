@@ -33,8 +33,6 @@ class Seen:
 
     messages: int | None = None
     backend_bytes: int | None = None
-    losses: str = ""
-    """Somebody dropped the page cache of the whole machine meanwhile, which costs messages."""
 
 
 class Site:
@@ -53,6 +51,7 @@ class Site:
             raise UsageError(f"{directory}: {error.strerror}") from None
         self.mountpoint: Path | None = None
         self._cache: dict[str, Any] = {}
+        self._pages: machine.PageWatch | None = None
         with contextlib.suppress(NotMountedError):
             self._ask_daemon(find_place(directory)[0])
 
@@ -71,6 +70,7 @@ class Site:
         try:
             self._cache = status(mountpoint)["cache"]
             self.mountpoint = mountpoint
+            self._pages = machine.PageWatch()
         except DaemonDiedError as error:
             self.notes.append(f"{self.path}: measured like any other file system: {error}")
 
@@ -83,7 +83,7 @@ class Site:
         if self.mountpoint is None:
             yield seen
             return
-        pages, before = machine.page_losses(), self._settled()
+        before = self._settled()
         yield seen
         after = counters(self.mountpoint)
         # Where it counted none, the kernel's own count is the witness: a front that gets no message never reads.
@@ -92,7 +92,10 @@ class Site:
         self.wait_for_fills()  # what was fetched ahead counts as well
         now = counters(self.mountpoint)
         seen.backend_bytes = now.values.get("backend_bytes", 0) - before.values.get("backend_bytes", 0)
-        seen.losses = machine.page_losses().since(pages)
+
+    def pages_lost(self) -> str:
+        """Return who took pages from the page cache since this mount was looked at first, in words; "": nobody."""
+        return "" if self._pages is None else self._pages.lost()
 
     def _settled(self) -> Counters:
         assert self.mountpoint is not None  # noqa: S101  the callers looked

@@ -66,5 +66,5 @@ def _hot(files: Files, options: Options, results: Results) -> None:
     job.add(outcome)
     if seen.messages is not None:
         job.note("messages to the daemon", "1", seen.messages, LESS, slack=_STRAY_MESSAGES)
-        if seen.messages and seen.losses:
-            results.notes.append(f"{seen.losses} in a hot phase: its messages say nothing")
+        if seen.messages and (lost := site.pages_lost()):
+            results.notes.append(f"{lost} in a hot phase: its messages say nothing")
