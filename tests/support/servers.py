@@ -212,6 +212,7 @@ def start_weed(process: ServerProcess, volume_size_mb: int = 512) -> S3Server:
     process.start(
         [
             tool("weed"),
+            "-logdir=.",  # else it leaves files in /tmp
             "server",
             "-dir=data",
             "-ip=127.0.0.1",
