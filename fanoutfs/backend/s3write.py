@@ -46,7 +46,6 @@ from fanoutfs.backend.writing import (
     Upload,
 )
 from fanoutfs.errors import (
-    ArchivedError,
     BackendError,
     BucketMissingError,
     ObjectMissingError,
@@ -130,7 +129,6 @@ class S3Writer:
         answer = self._client.request("PUT", upload.key, what, params, headers, patience_s=_PATIENCE_S)
         if answer.status in (412, 416):
             raise VersionGoneError(f"{what}: the source has another version now")
-        _check_not_archived(answer, what)
         if answer.status == 404 and answer.code != "NoSuchUpload":
             raise ObjectMissingError(f"{what}: no such source")
         etag = parse_etag(_part(answer, what).body)
@@ -192,7 +190,6 @@ class S3Writer:
             self._check_source(source, what)
             if condition is not Expect.ANYTHING:
                 raise PreconditionFailedError(f"{what}: {key} is not what was expected")
-        _check_not_archived(answer, what)
         answer = _checked(answer, what, is_write=True)
         return self._version(key, parse_etag(answer.body), source.version.size_bytes, answer)
 
@@ -330,12 +327,6 @@ class S3Writer:
 def _check_key(key: str, what: str) -> None:
     if not is_listable(key):
         raise ObjectMissingError(f"{what}: no object under this key can be addressed")
-
-
-def _check_not_archived(answer: S3Answer, what: str) -> None:
-    """Tell a source of a copy that has to be restored first from one that we may not read.  Raises ArchivedError."""
-    if answer.status == 403 and answer.code in ("InvalidObjectState", "ObjectNotInActiveTierError"):
-        raise ArchivedError(f"{what}: archived, to be restored before it can be copied (fanoutfs tier restore)")
 
 
 def _checked(answer: S3Answer, what: str, *, is_write: bool = False) -> S3Answer:

@@ -58,7 +58,10 @@ _TRANSIENT_STATUS: Final = frozenset({408, 425, 429})
 _FULL_CODES: Final = frozenset({"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"})
 _CONFLICT_CODES: Final = frozenset({"PreconditionFailed", "BlobAlreadyExists", "conditionNotMet"})  # S3, Azure, Google
 _BUSY_CODES: Final = frozenset({"ConditionalRequestConflict", "OperationAborted"})
-_ARCHIVED_CODES: Final = frozenset({"InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"})  # S3, Azure
+_ARCHIVED_CODES: Final = frozenset(
+    {"InvalidObjectState", "ObjectNotInActiveTierError", "BlobArchived", "BlobBeingRehydrated"}
+)
+"""S3's for a GET and for a copy, Azure's."""
 _DIGEST_CODES: Final = frozenset({"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"})
 _GATEWAY_STATUS: Final = frozenset({502, 504})
 """Say nothing of the store behind who answers."""

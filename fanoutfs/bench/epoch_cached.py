@@ -119,8 +119,7 @@ def _second(bench: Bench, data: DataSet, cache: Path) -> None:
     report, options = bench.report, bench.options
     found = report.measure(f"second epoch from the page cache, {data}, {options.loaders} loaders", "files/s")
     race = Race(report)
-    heard = Heard()
-    pages = machine.PageWatch()  # (one between priming and a round costs READs as well)
+    heard = Heard()  # (a page that goes between priming and a round costs a READ as well)
     with contextlib.ExitStack() as scope:
         mounted: list[tuple[Peer, Path]] = []
         both: tuple[Peer, ...] = (Ext4(bench.lab.source), bench.fanoutfs(bench.lab.bucket, cache=cache))
@@ -136,17 +135,15 @@ def _second(bench: Bench, data: DataSet, cache: Path) -> None:
             for peer, place in mounted:
                 if race.has(peer.name):
                     with race.attempt(peer.name, f"second epoch, {data}, run {turn + 1}", found):
-                        _second_round(bench, data, found, peer, place, heard, pages)
+                        _second_round(bench, data, found, peer, place, heard)
     report.check_ratio(found, REFERENCE, SECOND_VS_EXT4)
     if bench.takes_part(SUBJECT):
         heard.judge(report, f"{found.name}: no message to the daemon", options.runs)
 
 
-def _second_round(
-    bench: Bench, data: DataSet, found: Measure, peer: Peer, place: Path, heard: Heard, pages: machine.PageWatch
-) -> None:
+def _second_round(bench: Bench, data: DataSet, found: Measure, peer: Peer, place: Path, heard: Heard) -> None:
     is_subject = isinstance(peer, Fanoutfs)
     before = settled_counters(place) if is_subject else None
     bench.read(place, bench.epoch(data), found, peer.name, meter(bench.lab, peer, place))
     if before is not None:
-        heard.listen(place, before, pages)
+        heard.listen(place, before)

@@ -14,17 +14,16 @@ class Heard:
 
     phases: int = 0
     messages: list[str] = field(default_factory=list)
-    losses: str = ""
+    pages: machine.PageWatch = field(default_factory=machine.PageWatch)
+    """Begun before the first phase."""
 
-    def listen(self, mountpoint: Path, before: Counters, pages: machine.PageWatch) -> None:
+    def listen(self, mountpoint: Path, before: Counters) -> None:
         """Add what came since: by its own counters, and read(2) calls of its fronts as the kernel counts them."""
         self.phases += 1
         after = counters(mountpoint)
         self.messages += [f"{name}={count}" for name, count in after.messages_since(before).items()]
         if after.front_reads != before.front_reads:
             self.messages.append(f"front_reads={after.front_reads - before.front_reads}")
-        if self.messages:
-            self.losses = pages.lost()
 
     def judge(self, report: Report, name: str, phases: int) -> None:
         """Record the verdict over so many phases: open when somebody else took pages, which costs READs."""
@@ -32,7 +31,7 @@ class Heard:
             report.check(name, False, f"only {self.phases} of {phases} runs finished")
             return
         found = " ".join(self.messages) or "0 messages"
-        if self.messages and self.losses:
-            report.check(name, None, f"{found} ({self.losses} meanwhile: measure again)")
+        if self.messages and (lost := self.pages.lost()):
+            report.check(name, None, f"{found} ({lost} meanwhile: measure again)")
         else:
             report.check(name, not self.messages, found)

@@ -159,7 +159,6 @@ def _hot_rounds(
 ) -> Heard:
     """Run all rounds of one storm; return what fanoutfs heard meanwhile."""
     heard = Heard()
-    pages = machine.PageWatch()
     for number in range(options.runs):
         for peer, directory in places.items():
             if not race.has(peer):
@@ -172,7 +171,7 @@ def _hot_rounds(
                 rates[peer] = outcome.rate
                 report.add(measure, peer, outcome.rate)
                 if before is not None:
-                    heard.listen(directory, before, pages)
+                    heard.listen(directory, before)
     return heard
 
 
@@ -187,11 +186,10 @@ def _headline(lab: Lab, report: Report, options: argparse.Namespace, digests: Se
             sent_before = len(lab.proxy.requests())
             load.run_together(HEADLINE_PROCESSES, load.cold_opens(path, digests, HEADLINE_PROCESSES, OVERLAP))
             sent = witness.sent_of(lab.proxy.requests()[sent_before:], FILE, len(digests) * MIB)
-            pages, before = machine.PageWatch(), settled_counters(directory)
+            heard, before = Heard(), settled_counters(directory)
             work = load.hot_opens(path, opens, HEADLINE_PROCESSES)
             outcome = load.run_together(HEADLINE_PROCESSES, work, progress=_show_progress)
-            heard = Heard()
-            heard.listen(directory, before, pages)
+            heard.listen(directory, before)
         report.add(report.measure("headline: time", "s", is_rate=False), SUBJECT, outcome.seconds)
         report.add(report.measure("headline: opens per second", "opens/s"), SUBJECT, outcome.rate)
         name = f"headline: {outcome.operations:,} opens, no message to the daemon"

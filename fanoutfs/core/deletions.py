@@ -127,12 +127,9 @@ class Deletions:
                     return _Verdict.WAIT
                 return _Verdict.DELETE if inode.is_local else _Verdict.KEEP
             left = self._left_below(places, key)
-        if (
-            dirty is not None
-            and dirty.what & Dirty.NEVER
-            and self._publisher.kept.replaced_version(ino or 0, key) is not None
-        ):
-            self._publisher.note_dirty(ino or 0)
+        is_kept = ino is not None and dirty is not None and dirty.what & Dirty.NEVER
+        if ino is not None and is_kept and self._publisher.kept.replaced_version(ino, key) is not None:
+            self._publisher.note_dirty(ino)
             return _Verdict.WAIT  # it takes over what it replaced
         is_to_come = dirty is not None and not dirty.what & Dirty.NEVER and inode is not None and not inode.is_dir
         if is_to_come and leaving is None:

@@ -22,7 +22,7 @@ from fanoutfs.core.grace import Grace
 from fanoutfs.index.operations import DropBlocks, blocks_bytes
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
-from fanoutfs.index.victims import PartId, disks_of, parts_on, present_blocks
+from fanoutfs.index.victims import PartId, parts_on, present_blocks
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.records import PART_BLOCKS, PART_BYTES
 
@@ -195,7 +195,7 @@ class Holes:
         Whoever writes to it holds its part; a front that has it open looks again under its name.
         """
         is_in_use = self._is_file_in_use(ino, disk) or any(part[0] == ino for part in self._evicting)
-        if is_in_use or disk in disks_of(self._environment, ino):
+        if is_in_use or parts_on(self._environment, ino, disk):
             return
         self._forget_unpunched(ino, disk)
         try:

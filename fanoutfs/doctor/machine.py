@@ -15,12 +15,10 @@ from fanoutfs.keeper import mount as attach
 from fanoutfs.keeper.handshake import answer_init
 from fanoutfs.keeper.mountinfo import BDI_DIR, FSTYPE
 from fanoutfs.observe.damon import is_paging_out
+from fanoutfs.observe.kernelfiles import PROC, SYS, read_text
 from fanoutfs.records import MIB
 from fanoutfs.wire.kernel import InitFlag
 from fanoutfs.wire.messages import MAX_BACKGROUND, KernelOffer
-
-PROC: Final = Path("/proc")
-SYS: Final = Path("/sys")
 
 _READ_AHEAD_KIB: Final = 4096
 _FEATURES: Final = (
@@ -103,7 +101,7 @@ def _check_read_ahead(config: MountConfig) -> Finding:
     info = attach.find_mount(config.mountpoint)
     if info is not None and info.fstype == FSTYPE:
         path = BDI_DIR / info.device / "read_ahead_kb"
-        kib = int(_read(path) or 0)
+        kib = int(read_text(path) or 0)
         if kib >= _READ_AHEAD_KIB:
             return Finding("read_ahead", OK, f"{kib} KiB at {config.mountpoint}")
         fix = f"as root: echo {_READ_AHEAD_KIB} > {path}"
@@ -117,7 +115,7 @@ def _check_read_ahead(config: MountConfig) -> Finding:
 
 
 def _check_background() -> Finding:
-    limit = int(_read(SYS / "module/fuse/parameters/max_user_bgreq") or 0)
+    limit = int(read_text(SYS / "module/fuse/parameters/max_user_bgreq") or 0)
     if os.geteuid() == 0 or limit == 0 or limit >= MAX_BACKGROUND:
         return Finding("max_background", OK, f"{MAX_BACKGROUND} asynchronous requests in flight")
     fix = f"as root: echo {MAX_BACKGROUND} > /sys/module/fuse/parameters/max_user_bgreq"
@@ -125,7 +123,7 @@ def _check_background() -> Finding:
 
 
 def _check_request_timeout(config: MountConfig) -> Finding:
-    found = [int(_read(PROC / f"sys/fs/fuse/{name}_request_timeout") or 0) for name in ("default", "max")]
+    found = [int(read_text(PROC / f"sys/fs/fuse/{name}_request_timeout") or 0) for name in ("default", "max")]
     limit = min((timeout for timeout in found if timeout), default=0)
     if not limit:
         return Finding("request_timeout", OK, "the kernel waits as long as it takes")
@@ -170,7 +168,7 @@ def check_cold_memory(is_paged_out: bool) -> Finding:
 def cgroup_limit_bytes(proc: Path = PROC, sys: Path = SYS) -> int | None:
     """Return the smallest memory limit of this process's cgroup and those above it; None without one."""
     limits = []
-    for line in (_read(proc / "self/cgroup") or "").splitlines():
+    for line in (read_text(proc / "self/cgroup") or "").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
             root, name = sys / "fs/cgroup", "memory.max"
@@ -182,23 +180,15 @@ def cgroup_limit_bytes(proc: Path = PROC, sys: Path = SYS) -> int | None:
         for place in (folder, *folder.parents):
             if not place.is_relative_to(root):
                 break
-            text = _read(place / name)
+            text = read_text(place / name)
             if text and text.isdecimal() and int(text) < 1 << 60:  # v1 says "no limit" with a huge number
                 limits.append(int(text))
     return min(limits, default=None)
 
 
 def _available_bytes() -> int:
-    for line in (_read(PROC / "meminfo") or "").splitlines():
+    for line in (read_text(PROC / "meminfo") or "").splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
     return 0
-
-
-def _read(path: Path) -> str:
-    """Return a small file's text without blanks at the ends, "" when there is none."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -99,44 +99,28 @@ def disk_of_part(environment: IndexEnvironment, part: PartId) -> int | None:
 
 def parts_on(environment: IndexEnvironment, ino: int, disk: int) -> dict[int, int]:
     """Return the parts of a file that the index has on a disk, with the masks of their blocks."""
-    found: dict[int, int] = {}
-    prefix = INO_KEY.pack(ino)
-    with environment.env.begin() as txn, txn.cursor(db=environment.blocks) as cursor:
-        more = cursor.set_range(prefix)
-        while more and bytes(cursor.key()).startswith(prefix):
-            present, on_disk = PART_HEAD.unpack_from(cursor.value())
-            if on_disk == disk:
-                found[PART_KEY.unpack(cursor.key())[1]] = int(present)
-            more = cursor.next()
-    return found
-
-
-def disks_of(environment: IndexEnvironment, ino: int) -> dict[int, int]:
-    """Return the disks that have parts of a file, and how many each."""
-    found: dict[int, int] = {}
-    prefix = INO_KEY.pack(ino)
-    with environment.env.begin() as txn, txn.cursor(db=environment.blocks) as cursor:
-        more = cursor.set_range(prefix)
-        while more and bytes(cursor.key()).startswith(prefix):
-            disk = PART_HEAD.unpack_from(cursor.value())[1]
-            found[disk] = found.get(disk, 0) + 1
-            more = cursor.next()
-    return found
+    with environment.env.begin() as txn:
+        return {part: present for part, present, on_disk in _parts_of(environment, txn, ino) if on_disk == disk}
 
 
 def cached_parts(environment: IndexEnvironment, ino: int) -> dict[PartId, int]:
     """Return the parts of a file of which something is cached, with the bytes each holds."""
-    found: dict[PartId, int] = {}
-    prefix = INO_KEY.pack(ino)
-    with environment.env.begin() as txn, txn.cursor(db=environment.blocks) as cursor:
-        attr = txn.get(prefix, db=environment.inodes) or b""
+    with environment.env.begin() as txn:
+        attr = txn.get(INO_KEY.pack(ino), db=environment.inodes) or b""
         size_bytes = int.from_bytes(attr[8:16], "little")
+        parts = _parts_of(environment, txn, ino)
+        return {(ino, part): blocks_bytes(size_bytes, part, present) for part, present, _disk in parts}
+
+
+def _parts_of(environment: IndexEnvironment, txn: lmdb.Transaction, ino: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the parts of a file, each with the mask of its blocks and its disk."""
+    prefix = INO_KEY.pack(ino)
+    with txn.cursor(db=environment.blocks) as cursor:
         more = cursor.set_range(prefix)
         while more and bytes(cursor.key()).startswith(prefix):
-            part = PART_KEY.unpack(cursor.key())[1]
-            found[ino, part] = blocks_bytes(size_bytes, part, PART_VALUE.unpack(cursor.value())[0])
+            present, disk = PART_HEAD.unpack_from(cursor.value())
+            yield PART_KEY.unpack(cursor.key())[1], int(present), int(disk)
             more = cursor.next()
-    return found
 
 
 def random_part(cursor: lmdb.Cursor) -> PartId | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-SYS: Final = Path("/sys")
+from fanoutfs.observe.kernelfiles import SYS, read_text
 
 _ADMIN: Final = "kernel/mm/damon/admin/kdamonds"
 _RECLAIM: Final = "module/damon_reclaim/parameters"
@@ -19,33 +19,25 @@ _ACTION: Final = "pageout"
 
 def is_paging_out(sys: Path = SYS) -> bool:
     """Say whether a DAMON that runs pages cold memory out."""
-    return _read(sys / _RECLAIM / "enabled") == "Y" or any(_schemes(sys))
+    return read_text(sys / _RECLAIM / "enabled") == "Y" or any(_schemes(sys))
 
 
 def paged_out_bytes(sys: Path = SYS) -> int:
     """Return how much DAMON has paged out since it was set up; 0 without one, or when this user may not ask."""
-    total = int(_read(sys / _RECLAIM / "bytes_reclaimed_regions") or 0)
+    total = int(read_text(sys / _RECLAIM / "bytes_reclaimed_regions") or 0)
     for kdamond, scheme in _schemes(sys):
         try:
             (kdamond / "state").write_text("update_schemes_stats", encoding="ascii")
         except OSError:  # not root; or it ends at this moment
             continue
-        total += int(_read(scheme / "stats" / "sz_applied") or 0)
+        total += int(read_text(scheme / "stats" / "sz_applied") or 0)
     return total
 
 
 def _schemes(sys: Path) -> Iterator[tuple[Path, Path]]:
     """Yield the directories of each running kdamond and of each of its schemes that page out."""
     for kdamond in sorted((sys / _ADMIN).glob("[0-9]*")):
-        if _read(kdamond / "state") == "on":
+        if read_text(kdamond / "state") == "on":
             for scheme in sorted(kdamond.glob("contexts/[0-9]*/schemes/[0-9]*")):
-                if _read(scheme / "action") == _ACTION:
+                if read_text(scheme / "action") == _ACTION:
                     yield kdamond, scheme
-
-
-def _read(path: Path) -> str:
-    """Return a small file's text without blanks at the ends, "" when there is none or it may not be read."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
