@@ -118,11 +118,13 @@ def parse_uploads(body: bytes, what: str) -> tuple[list[StaleUpload], dict[str, 
 
 def answer_time_ns(headers: Mapping[str, str]) -> int:
     """Return when the store made the answer: a put does not say Last-Modified, and Date is at most a second off."""
-    text = headers.get("last-modified") or headers.get("date") or ""
-    try:
-        return whole_second_ns(parsedate_to_datetime(text))
-    except ValueError:
-        return 0
+    return _date_ns(headers.get("last-modified") or headers.get("date") or "")
+
+
+def restored_until_ns(restore: str) -> int:
+    """Return until when an object can be read by its header x-amz-restore; 0: it does not say."""
+    found = re.search(r'expiry-date="([^"]*)"', restore)
+    return _date_ns(found[1]) if found else 0
 
 
 def parse_range(content_range: str) -> tuple[int, int, int] | None:
@@ -159,3 +161,11 @@ def restore_message(days: int, speed: str) -> bytes:
     return (
         f'<RestoreRequest xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Days>{days}</Days>{job}</RestoreRequest>'
     ).encode()
+
+
+def _date_ns(text: str) -> int:
+    """Return a date of HTTP; 0: it is none."""
+    try:
+        return whole_second_ns(parsedate_to_datetime(text))
+    except ValueError:
+        return 0

@@ -31,6 +31,7 @@ from fanoutfs.backend.s3messages import (
     parse_uploads,
     property_headers,
     restore_message,
+    restored_until_ns,
 )
 from fanoutfs.backend.s3probe import S3Findings, find_abilities, remove_stale
 from fanoutfs.backend.writing import (
@@ -88,7 +89,7 @@ class S3Writer:
         properties, headers = parse_properties(answer.headers), answer.headers
         restore = headers.get("x-amz-restore", "")
         state = restore_state(properties.storage_class, restore, headers.get("x-amz-archive-status", ""))
-        return ObjectDetails(ObjectInfo(key, version), properties, state)
+        return ObjectDetails(ObjectInfo(key, version), properties, state, restored_until_ns(restore))
 
     def put(self, key: str, body: Body, condition: Condition, properties: Properties) -> Version:
         """See Writer.put."""

@@ -75,6 +75,8 @@ class ObjectDetails:
     properties: Properties
     restore: Restore = Restore.READABLE
     """Whether it has to be restored before it can be read."""
+    restored_until_ns: int = 0
+    """Until when a restored one can be read, by the store's clock; 0: not restored, or the store does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ from fanoutfs.core.late import LateRequests
 from fanoutfs.core.multipart import MultipartUploads
 from fanoutfs.core.properties import aside_prefix, digest_of, make_token, properties_of, with_token
 from fanoutfs.core.rescue import Rescue
+from fanoutfs.core.restored import still_restored
 from fanoutfs.core.rulings import Rulings, UploadRules
 from fanoutfs.core.withdrawal import Withdrawal
 from fanoutfs.errors import (
@@ -405,7 +406,8 @@ class Publisher:
             return bytes(self._backend.get_range(source.key, start, end, source.version))
 
         copy = partial(self._copy, source, facts, properties)
-        return await self._conditionally(facts, copy, source.version.size_bytes, read)
+        async with still_restored(self._backend, source, facts.key, self._in_thread):
+            return await self._conditionally(facts, copy, source.version.size_bytes, read)
 
     async def _copy(
         self, source: ObjectInfo, facts: Facts, properties: Properties | None, condition: Condition
@@ -537,7 +539,8 @@ class Publisher:
             parked = partial(Park, now_ns=time.time_ns(), root_prefix=self._root_prefix, with_directory=bool(aside))
             key = aside or alone
             await self.intents.note(ino, key, inode.etag)
-            version = await self._in_thread(partial(self._backend.copy, source, key, Expect.ANYTHING, None))
+            async with still_restored(self._backend, source, key, self._in_thread):
+                version = await self._in_thread(partial(self._backend.copy, source, key, Expect.ANYTHING, None))
             await self._writer.run(parked(ino, key, version).apply)
 
     def _is_aside(self, key: str) -> bool:

@@ -10,6 +10,7 @@ A restore asks the store, once for each object, and with `wait` looks until all 
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -23,7 +24,14 @@ from fanoutfs.core.jobs import Job, Jobs
 from fanoutfs.core.tiers import paths_of
 from fanoutfs.core.walking import TreeWalk
 from fanoutfs.core.warming import Warming
-from fanoutfs.errors import DatabaseError, FanoutError, UsageError
+from fanoutfs.errors import (
+    DatabaseError,
+    DeadlineError,
+    FanoutError,
+    ObjectMissingError,
+    TransientError,
+    UsageError,
+)
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
 from fanoutfs.index.tiering import NoteStored
@@ -42,6 +50,28 @@ _LOOK_MAX_S: Final = 60.0
 _NAMED: Final = 100
 _MOST_TOLD: Final = 100_000
 _MAX_DAYS: Final = 36_500
+
+
+@dataclass
+class _Awaited:
+    """A file of which a restore is under way: its path when it was asked for, and how the last look found it."""
+
+    path: str
+    inode: Inode
+    is_missing: bool = False
+
+
+@dataclass
+class _Order:
+    """What was asked for at once, and what became of it so far."""
+
+    job: Job
+    days: int
+    speed: str
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("readable", "asked", "ongoing", "restored"), 0)
+    )
+    waiting: dict[int, _Awaited] = field(default_factory=dict)
 
 
 class Restoring:
@@ -101,16 +131,15 @@ class Restoring:
             raise UsageError(f"speed: one of {', '.join(RESTORE_SPEEDS)}")
 
         async def work(job: Job) -> None:
-            counts = {"readable": 0, "asked": 0, "ongoing": 0, "restored": 0}
-            job.result = {"counts": counts, "failures": []}
+            order = _Order(job, days, speed)
+            job.result = {"counts": order.counts, "failures": []}
             job.progress.update(files=0, waiting=0)
-            waiting: dict[int, tuple[str, Inode]] = {}
             for path in paths:
                 walk = TreeWalk(self._reader, path, await self._listed(path))
                 while batch := walk.batch():
-                    await self._each(job, batch, partial(self._ask, days, speed, counts, waiting))
+                    await self._each(job, batch, partial(self._ask, order))
             if request.get("wait"):
-                await self._wait(job, counts, waiting)
+                await self._wait(order)
 
         return {"job": self._jobs.start("tier restore", None, work).id}
 
@@ -133,35 +162,31 @@ class Restoring:
                 except FanoutError as error:
                     if len(job.result["failures"]) < _NAMED:
                         job.result["failures"].append(f"{path}: {error}")
-                job.progress["files"] += 1
 
         async with trio.open_nursery() as nursery:
             for _worker in range(min(_PARALLEL, len(files))):
                 nursery.start_soon(work)
 
-    async def _ask(
-        self,
-        days: int,
-        speed: str,
-        counts: dict[str, int],
-        waiting: dict[int, tuple[str, Inode]],
-        path: str,
-        inode: Inode,
-    ) -> None:
+    async def _ask(self, order: _Order, path: str, inode: Inode) -> None:
         """Ask for one object, if it has to be restored at all."""
+        order.job.progress["files"] += 1
         if inode.is_staged or not inode.etag:
-            counts["readable"] += 1
+            order.counts["readable"] += 1
             return
         state = await self._look(inode)
         if state is Restore.ARCHIVED:
-            state = await self._in_thread(partial(self._backend.restore, inode.key, days, speed))
-            counts["asked"] += 1
-            log.info("restore asked for key=%s days=%d", inode.key, days)
+            state = await self._ask_for(order, inode)
         if state.is_archived:
-            counts["ongoing"] += 1
-            waiting[inode.ino] = (path, inode)
+            order.counts["ongoing"] += 1
+            order.waiting[inode.ino] = _Awaited(path, inode)
         else:
-            counts["readable" if state is Restore.READABLE else "restored"] += 1
+            order.counts["readable" if state is Restore.READABLE else "restored"] += 1
+
+    async def _ask_for(self, order: _Order, inode: Inode) -> Restore:
+        state = await self._in_thread(partial(self._backend.restore, inode.key, order.days, order.speed))
+        order.counts["asked"] += 1
+        log.info("restore asked for key=%s days=%d", inode.key, order.days)
+        return state
 
     async def _look(self, inode: Inode) -> Restore:
         """Ask how an object stands, and note it."""
@@ -172,21 +197,56 @@ class Restoring:
             self._told.discard(inode.ino)
         return details.restore
 
-    async def _wait(self, job: Job, counts: dict[str, int], waiting: dict[int, tuple[str, Inode]]) -> None:
+    async def _wait(self, order: _Order) -> None:
+        """Look until nothing is awaited.  Failures that a later look may not meet end no waiting."""
+        counts, waiting, progress = order.counts, order.waiting, order.job.progress
         pause_s = _LOOK_S
 
         async def look(_path: str, inode: Inode) -> None:
-            if await self._look(inode) in (Restore.READABLE, Restore.RESTORED):
+            awaited = waiting[inode.ino]
+            try:
+                state = await self._state(awaited)
+                if state is Restore.ARCHIVED:  # its object was copied, and the copy has to be restored anew
+                    state = await self._ask_for(order, awaited.inode)
+            except (TransientError, DeadlineError) as error:
+                log.info("restored object not looked at, trying again key=%s: %s", inode.key, error)
+                return
+            except FanoutError:
+                del waiting[inode.ino]
+                counts["ongoing"] -= 1
+                raise
+            if not state.is_archived:
                 del waiting[inode.ino]
                 counts["ongoing"] -= 1
                 counts["restored"] += 1
 
         while waiting:
-            job.progress["waiting"] = len(waiting)
+            progress["waiting"] = len(waiting)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LOOK_MAX_S)
-            await self._each(job, list(waiting.values()), look)
-        job.progress["waiting"] = 0
+            await self._each(order.job, [(each.path, each.inode) for each in waiting.values()], look)
+        progress["waiting"] = 0
+
+    async def _state(self, awaited: _Awaited) -> Restore:
+        """Look at an object under the key it has now: its file may have been renamed, or its content replaced.
+
+        Raises ObjectMissingError where two looks in a row met no object: between a move in the store and its record
+        in the index there is one such moment.
+        """
+        with self._reader.begin() as txn:
+            inode = self._reader.inode(txn, awaited.inode.ino)
+        if inode is None or inode.is_staged or not inode.etag:
+            return Restore.READABLE  # removed, or written here: nothing of it is in the archive any more
+        was, awaited.inode = awaited.inode, inode
+        try:
+            state = await self._look(inode)
+        except ObjectMissingError:
+            if awaited.is_missing and inode.key == was.key:
+                raise
+            awaited.is_missing = True
+            return Restore.ONGOING
+        awaited.is_missing = False
+        return state
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)

@@ -4,7 +4,12 @@ moto keeps classes and refuses to give archived objects away, as S3 does; what i
 """
 
 import errno
+import json
 import os
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from tests.support.mounts import run_command, wait_until
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket
 
+ONGOING = 'ongoing-request="true"'
 BODIES = {"a/small": b"small" * 100, "a/large": os.urandom(MIB)}
 
 
@@ -92,8 +98,11 @@ def test_archived_object_follows_a_rename_from_the_cache_or_once_it_is_restored(
         wait_until(lambda: "to be restored" in mount.status()["changes"].get("last_error", ""), "it is told why")
         (mount.path / "c").write_bytes(b"not held up")
         wait_until(lambda: "c" in moto_bucket.keys(), "others go on")  # noqa: SIM118
-        assert run_command("tier", "restore", "--wait", str(mount.path / "b/renamed")).returncode == 0
+        assert run_command("tier", "restore", "--days", "3", str(mount.path / "b/renamed")).returncode == 0
         assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        assert kernel.read_all(mount.path / "b/renamed") == b"never read", "a copy is archived, whatever its source was"
+        left = parsedate_to_datetime(head(moto_bucket, "b/renamed")["Restore"].split('expiry-date="')[1].rstrip('"'))
+        assert 2 < (left - datetime.now(UTC)) / timedelta(days=1) <= 4
         objects = {key for key in moto_bucket.keys() if not key.endswith("/")}  # noqa: SIM118
         assert objects == {"a/small-renamed", "a/large-renamed", "b/renamed", "c"}
         for key, body in BODIES.items():
@@ -116,6 +125,49 @@ def test_restore_waits_as_long_as_the_store_says_that_it_is_ongoing(moto_bucket:
         assert moto_proxy.stats()["faults_left"] == 0
         # Somebody else had asked: what is under way is awaited, not asked for again.
         assert not moto_proxy.requests(match="restore", method="POST")
+
+
+@pytest.mark.parametrize("change", ["rename", "remove", "replace"])
+def test_restore_waits_for_a_file_whatever_becomes_of_it(moto_bucket: Bucket, moto_proxy: Proxy, change: str) -> None:
+    put(moto_bucket, "a", b"cold")
+    moto_bucket.client.restore_object(Bucket=moto_bucket.name, Key="a", RestoreRequest={"Days": 1})
+    with kernel.mounted_bucket(moto_bucket, "--upload-delay", "0s", endpoint=moto_proxy.endpoint) as mount:
+        path = mount.path / "a"
+        assert path.stat().st_size == 4
+        moto_proxy.fault("header", match="/a", method="HEAD", count=1000, name="x-amz-restore", value=ONGOING)
+        with subprocess.Popen(
+            [sys.executable, "-m", "fanoutfs", "tier", "restore", "--wait", "--json", str(path)], stdout=subprocess.PIPE
+        ) as restore:
+            try:
+                wait_until(lambda: len(moto_proxy.requests(match="/a", method="HEAD")) > 1, "it waits")
+                if change == "rename":
+                    path.rename(mount.path / "b")
+                elif change == "remove":
+                    path.unlink()
+                else:
+                    path.write_bytes(b"another")
+                    moto_proxy.clear()
+                told = json.loads(restore.communicate(timeout=60)[0])
+            finally:
+                restore.kill()
+        assert restore.returncode == 0
+        asked = int(change == "rename")  # of the copy, which is archived
+        assert told == {"counts": {"readable": 0, "asked": asked, "ongoing": 0, "restored": 1}, "failures": []}
+
+
+def test_restore_that_meets_no_object_says_so_and_ends(moto_bucket: Bucket, moto_proxy: Proxy) -> None:
+    for key in ("gone", "there"):
+        put(moto_bucket, key, b"cold")
+    moto_bucket.client.restore_object(Bucket=moto_bucket.name, Key="there", RestoreRequest={"Days": 1})
+    with kernel.mounted_bucket(moto_bucket, endpoint=moto_proxy.endpoint) as mount:
+        assert sorted(os.listdir(mount.path)) == ["gone", "there"]
+        for key in ("/gone", "/there"):
+            moto_proxy.fault("header", match=key, method="HEAD", count=2, name="x-amz-restore", value=ONGOING)
+        moto_proxy.fault("status", match="/gone", method="HEAD", count=2, status=404)
+        result = run_command("tier", "restore", "--wait", str(mount.path))
+        assert result.returncode == 29
+        assert "restored: 1" in result.stdout and "ongoing: 0" in result.stdout
+        assert len([line for line in result.stderr.splitlines() if line.startswith(f"{mount.path}/gone: ")]) == 1
 
 
 def test_evict_keeps_what_could_not_be_fetched_again(moto_bucket: Bucket) -> None:

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from fanoutfs.backend.archive import Restore, restore_state
-from fanoutfs.backend.s3messages import restore_message
+from fanoutfs.backend.s3messages import restore_message, restored_until_ns
 from fanoutfs.backend.translate import error_from_status
 from fanoutfs.errors import AccessDeniedError, ArchivedError, TransientError
 
@@ -45,3 +45,16 @@ def test_archived_is_neither_forbidden_nor_worth_a_retry() -> None:
         assert error.errno_code == errno.ENODATA
     assert not issubclass(ArchivedError, TransientError | AccessDeniedError)
     assert type(error_from_status(403, "AccessDenied", "GET a")) is AccessDeniedError
+
+
+@pytest.mark.parametrize(
+    ("restore", "expected_s"),
+    [
+        ('ongoing-request="false", expiry-date="Fri, 21 Dec 2012 00:00:00 GMT"', 1356048000),
+        ('ongoing-request="true"', 0),
+        ('ongoing-request="false", expiry-date="soon"', 0),
+        ("", 0),
+    ],
+)
+def test_end_of_a_restore_is_what_the_store_says(restore: str, expected_s: int) -> None:
+    assert restored_until_ns(restore) == expected_s * 10**9
