@@ -375,8 +375,6 @@ def _build_data(base: Base, nursery: trio.Nursery) -> Data:
     )
     orphans = OrphanReaper(
         environment=volume.environment,
-        writer=base.writer,
-        files=volume.files,
         staging=volume.staging,
         small=volume.small,
         space=space,

@@ -19,10 +19,11 @@ import trio
 from fanoutfs.cache.files import CacheFiles, punch_blocks
 from fanoutfs.core.disks import Disks
 from fanoutfs.core.grace import Grace
-from fanoutfs.index.operations import DropBlocks, blocks_bytes
+from fanoutfs.index.format import INO_KEY
+from fanoutfs.index.operations import DropBlocks, FreeOrphans, blocks_bytes
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction
-from fanoutfs.index.victims import PartId, parts_on, present_blocks
+from fanoutfs.index.victims import PartId, disk_of_part, held_parts, parts_on, present_blocks
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.records import PART_BLOCKS, PART_BYTES
 
@@ -59,16 +60,27 @@ class Holes:
         self._is_file_in_use = is_file_in_use
         self._unpunched: dict[PartId, tuple[int, int]] = {}
         """Parts that the index has given up and the disk not yet, with the bytes they held, and on which disk."""
+        self._leaving: dict[int, dict[PartId, tuple[int, int]]] = {}
+        """The same of orphans that a commit under way removes: given up once the index has no such inode."""
         self._evicting: dict[PartId, trio.Event] = {}
 
     @property
     def unpunched_bytes(self) -> int:
         """Return what the index has given up and the disks have not yet."""
-        return sum(size_bytes for size_bytes, _disk in self._unpunched.values())
+        return sum(size_bytes for size_bytes, _disk in self._given_up())
 
     def unpunched_on(self, disk: int) -> int:
         """Return the same of one disk."""
-        return sum(size_bytes for size_bytes, on_disk in self._unpunched.values() if on_disk == disk)
+        return sum(size_bytes for size_bytes, on_disk in self._given_up() if on_disk == disk)
+
+    def _given_up(self) -> Iterator[tuple[int, int]]:
+        """Yield how much is still there, each with its disk."""
+        yield from self._unpunched.values()
+        if self._leaving:
+            with self._environment.env.begin() as txn:
+                gone = [ino for ino in self._leaving if txn.get(INO_KEY.pack(ino), db=self._environment.inodes) is None]
+            for ino in gone:
+                yield from self._leaving[ino].values()
 
     async def wait_for(self, part: PartId) -> None:
         """Return when a part is not being given up.  Checkpoint, if it is."""
@@ -91,10 +103,13 @@ class Holes:
         dropped: dict[PartId, int] = {}
         with self._kept_away(victims):
             for part, size_bytes in victims.items():
+                # Others see the commit before it is told here: for that moment the part counts twice, never not at all.
+                self._unpunched[part] = size_bytes, disk_of_part(self._environment, part) or 0
                 mask, dropped_bytes, disk = await self._writer.run(DropBlocks(*part, -1).apply)
-                if mask:  # (else it went with its disk)
+                if mask:
                     dropped[part] = disk
-                    self._unpunched[part] = size_bytes, disk
+                else:  # it went with its disk
+                    del self._unpunched[part]
                 freed += dropped_bytes
             await self._grace.wait()
             for part, disk in dropped.items():
@@ -102,6 +117,26 @@ class Holes:
         for ino, disk in {(part[0], disk) for part, disk in dropped.items()}:
             self._remove_empty(ino, disk)
         return freed
+
+    async def free(self, inos: tuple[int, ...]) -> list[int]:
+        """Remove orphans from the index, then their cache files; return which were there.  Checkpoint.
+
+        Their bytes count until the disks have them back.  Raises OSError (of disk 0), DatabaseError.
+        """
+        held = {ino: parts for ino in inos if (parts := held_parts(self._environment, ino))}
+        self._leaving |= held
+        try:
+            gone = await self._writer.run(FreeOrphans(inos).apply)
+        finally:
+            for ino in held:
+                del self._leaving[ino]
+        for ino in gone:
+            self._unpunched |= held.get(ino, {})
+        await self._grace.wait()
+        for ino in gone:
+            self._files.remove(ino)
+            self._forget_unpunched(ino)
+        return gone
 
     async def retry(self) -> None:
         """Punch what an earlier eviction could not, but nothing that was filled again since.  Checkpoint."""

@@ -15,7 +15,6 @@ from typing import Final
 
 import trio
 
-from fanoutfs.cache.files import CacheFiles
 from fanoutfs.cache.smallstore import SmallStore
 from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.clock import Clock
@@ -25,10 +24,7 @@ from fanoutfs.core.readahead import ReadAhead
 from fanoutfs.core.space import Space
 from fanoutfs.errors import DatabaseError
 from fanoutfs.index.format import INO_KEY, U64, unpack_inode
-from fanoutfs.index.operations import FreeOrphans
 from fanoutfs.index.store import IndexEnvironment
-from fanoutfs.index.transaction import IndexTransaction
-from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
 
@@ -50,8 +46,6 @@ class OrphanReaper:
         self,
         *,
         environment: IndexEnvironment,
-        writer: GroupWriter[IndexTransaction],
-        files: CacheFiles,
         staging: StagingFiles,
         small: SmallStore,
         space: Space,
@@ -62,8 +56,6 @@ class OrphanReaper:
         row: memoryview,
     ) -> None:
         self._environment = environment
-        self._writer = writer
-        self._files = files
         self._staging = staging
         self._small = small
         self._space = space
@@ -110,10 +102,8 @@ class OrphanReaper:
                 lives = self._lives(forgotten)
                 if lives and not await self._is_synced():
                     forgotten = tuple([ino for ino in forgotten if ino not in lives])
-                gone = await self._writer.run(FreeOrphans(forgotten).apply)
-                await self._grace.wait()
+                gone = await self._space.holes.free(forgotten)
                 for ino in gone:
-                    self._files.remove(ino)
                     if ino in lives:
                         self._remove_staged(ino, lives[ino])
                     self._readahead.forget(ino)

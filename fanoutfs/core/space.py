@@ -346,7 +346,7 @@ class Space:
         What was unpublished a moment ago occupies the disk until its hole is punched.
         """
         coming_bytes = self._coming_bytes(takes_readers=takes_readers)
-        return self.used_bytes() + self.holes.unpunched_bytes + coming_bytes - self.cap_bytes
+        return self.holes.unpunched_bytes + self.used_bytes() + coming_bytes - self.cap_bytes
 
     def _coming_bytes(self, *, takes_readers: bool) -> int:
         """Return what is about to be written, before oneself or together with it."""
@@ -355,7 +355,7 @@ class Space:
     def _small_limit(self) -> int:
         """Return how much the small store may take while all else stays as it is."""
         coming_bytes = self._reserved_bytes - self._reserved_small_bytes + self.grants.outstanding
-        others_bytes = self.used_bytes() - self._small.file_bytes() + self.holes.unpunched_bytes
+        others_bytes = self.holes.unpunched_bytes + self.used_bytes() - self._small.file_bytes()
         return self.cap_bytes - others_bytes - coming_bytes
 
     def _disk_excess_bytes(self, disk: int, *, takes_readers: bool = True) -> int:
@@ -506,7 +506,7 @@ class Space:
 
     async def _lower_to(self, low_bytes: int) -> None:
         """Evict until no more than this is used, or no more can go.  Checkpoint.  Raises CacheFullError."""
-        while (excess := self.used_bytes() + self.holes.unpunched_bytes - low_bytes) > 0:
+        while (excess := self.holes.unpunched_bytes + self.used_bytes() - low_bytes) > 0:
             async with self._lock:
                 try:
                     # A little at a time: fills wait for the lock, too.

@@ -105,11 +105,16 @@ def parts_on(environment: IndexEnvironment, ino: int, disk: int) -> dict[int, in
 
 def cached_parts(environment: IndexEnvironment, ino: int) -> dict[PartId, int]:
     """Return the parts of a file of which something is cached, with the bytes each holds."""
+    return {part: size_bytes for part, (size_bytes, _disk) in held_parts(environment, ino).items()}
+
+
+def held_parts(environment: IndexEnvironment, ino: int) -> dict[PartId, tuple[int, int]]:
+    """Return the same, with the bytes each part holds and its disk."""
     with environment.env.begin() as txn:
         attr = txn.get(INO_KEY.pack(ino), db=environment.inodes) or b""
         size_bytes = int.from_bytes(attr[8:16], "little")
         parts = _parts_of(environment, txn, ino)
-        return {(ino, part): blocks_bytes(size_bytes, part, present) for part, present, _disk in parts}
+        return {(ino, part): (blocks_bytes(size_bytes, part, present), disk) for part, present, disk in parts}
 
 
 def _parts_of(environment: IndexEnvironment, txn: lmdb.Transaction, ino: int) -> Iterator[tuple[int, int, int]]:

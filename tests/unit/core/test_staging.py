@@ -512,8 +512,6 @@ async def test_orphan_takes_its_staging_file_along(tmp_path: Path) -> None:
         assert await core.staging.stage(made.ino, 0, 1)  # whoever has it open may write on
         reaper = OrphanReaper(
             environment=core.environment,
-            writer=core.writer,
-            files=core.files,
             staging=core.staging_files,
             small=core.small,
             space=core.space,
