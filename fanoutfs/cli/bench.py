@@ -83,7 +83,11 @@ def _record(place: str, file: Path, duration_s: float) -> str:
     mountpoint = find_place(place)[0]
     accesses = lost = 0
     end = time.monotonic() + duration_s
-    with file.open("w", encoding="utf-8") as stream:
+    try:
+        stream = file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--trace: {file}: {error.strerror}") from None
+    with stream:
         stream.write("# inode.part bytes: what reached the daemon (page cache hits do not)\n")
         call(mountpoint, "trace_begin")
         try:

@@ -6,6 +6,7 @@ import select
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,14 @@ from fanoutfs.keeper.mountinfo import FSTYPE, MountInfo, find_mount
 from fanoutfs.keeper.paths import resolve
 
 END_TIMEOUT_S: Final = 30.0
+
+
+@dataclass(frozen=True)
+class Left:
+    """What only the cache directory has, in words, "" for nothing.  kept_here: that is so by policy or option."""
+
+    to_upload: str = ""
+    kept_here: str = ""
 
 
 @click.command(epilog="Example:  fanoutfs umount --drain /mnt/run")
@@ -49,13 +58,13 @@ def umount(mountpoint: str, lazy: bool, drain: bool, as_json: bool) -> None:
         drain_mount(path)
     left = unmount_and_wait(path, lazy=lazy)
     if as_json:
-        print_json({"mountpoint": str(path), "left_to_upload": left})
+        print_json({"mountpoint": str(path), "left_to_upload": left.to_upload, "kept_here": left.kept_here})
 
 
-def unmount_and_wait(path: Path, *, lazy: bool) -> str:
+def unmount_and_wait(path: Path, *, lazy: bool) -> Left:
     """Unmount what is at this symlink-free path; return when the daemon has ended, or at once if it was busy and lazy.
 
-    Returns what is not uploaded yet, "" for nothing, and says it on stderr.
+    Returns what only the cache directory has, and says it on stderr.
     Raises NotMountedError, MountBusyError, MountDeniedError, DaemonDiedError.
     """
     from fanoutfs.keeper import mount as attach  # noqa: PLC0415  ctypes and subprocess, not needed for --help
@@ -67,7 +76,7 @@ def unmount_and_wait(path: Path, *, lazy: bool) -> str:
         status = call(path, "status")
     except FanoutError:
         status = {}
-    left = _left_to_upload(status)
+    left = _left(status)
     with contextlib.ExitStack() as stack:
         processes = _daemon_processes(path, info, status, stack)
         try:
@@ -80,22 +89,27 @@ def unmount_and_wait(path: Path, *, lazy: bool) -> str:
         _wait_for_end(processes, path)
     for left_behind in (control_socket(path), keeper_socket(path)):
         _remove_dead_socket(left_behind)
-    if left:
-        click.echo(f"fanoutfs: {left}; it is safe in the cache directory, the next mount goes on", err=True)
+    if told := ", ".join(filter(None, (left.to_upload, left.kept_here))):
+        click.echo(f"fanoutfs: {told}; it is safe in the cache directory, the next mount goes on", err=True)
     return left
 
 
-def _left_to_upload(status: Mapping[str, Any]) -> str:
-    """Return what the store does not have yet, "" for nothing, as the daemon said while it could be asked."""
+def _left(status: Mapping[str, Any]) -> Left:
+    """Return what only the cache directory has, as the daemon said while it could be asked."""
     try:
         changes = status["changes"]
-        dirty, departed = int(changes.get("dirty", 0)), int(changes.get("departed", 0))
+        dirty, departed, kept = (int(changes.get(name, 0)) for name in ("dirty", "departed", "never_uploaded"))
+        staged_bytes, kept_bytes = int(changes["staged_bytes"]), int(changes.get("never_uploaded_bytes", 0))
     except (KeyError, ValueError, TypeError, AttributeError):
-        return ""
-    parts = [f"{dirty} files or directories are not uploaded yet ({show_size(int(changes['staged_bytes']))})"]
+        return Left()
+    parts = []
+    if dirty:
+        waiting_bytes = max(0, staged_bytes - kept_bytes)
+        parts.append(f"{dirty} files or directories are not uploaded yet ({show_size(waiting_bytes)})")
     if departed:
         parts.append(f"{departed} objects are not moved or deleted yet")
-    return ", ".join(parts[not dirty :])
+    kept_here = f"{kept} files or directories are never uploaded ({show_size(kept_bytes)})" if kept_bytes else ""
+    return Left(", ".join(parts), kept_here)
 
 
 def _daemon_processes(

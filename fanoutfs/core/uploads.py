@@ -72,7 +72,7 @@ class _Entry:
 
     __slots__ = (
         "asked", "attempts", "blocked", "changed_at", "done", "due_at", "error", "failed_at", "failed_attempt",
-        "failures", "is_again", "is_never", "is_under_way", "is_urgent", "kept_bytes", "put_off_until",
+        "failures", "is_again", "is_never", "is_under_way", "is_urgent", "kept_at", "kept_bytes", "put_off_until",
         "since", "tried_at",
     )  # fmt: skip
 
@@ -87,7 +87,8 @@ class _Entry:
         self.is_again = False
         self.is_never = False
         self.kept_bytes = 0
-        """Its size when it was found that it is never uploaded."""
+        """Of what is never uploaded its size when it was looked at; kept_at: when that was."""
+        self.kept_at = float("-inf")
         self.attempts = 0
         self.tried_at = float("-inf")
         """When the last attempt began; failed_at: when the last one did that failed."""
@@ -428,7 +429,7 @@ class Uploads:
             await self._forget_error(ino, entry)
         entry.is_under_way = False
         if outcome is Outcome.NEVER and not entry.is_again:
-            entry.is_never, entry.kept_bytes = True, self._publisher.size_bytes(ino)
+            entry.is_never = True
             self._release(entry)
         elif outcome is Outcome.BLOCKED:
             await self._unblock(ino, entry)
@@ -517,7 +518,7 @@ class Uploads:
     def describe(self) -> dict[str, Any]:
         """Return how things stand, for status."""
         self.catch_up()
-        never = [entry for entry in self._entries.values() if entry.is_never]
+        never = self._kept()
         oldest = min((entry.since for entry in self._entries.values() if not entry.is_never), default=None)
         failed = [entry for entry in self._entries.values() if entry.error is not None]
         described: dict[str, Any] = {
@@ -533,6 +534,15 @@ class Uploads:
         if error is not None:
             described["last_error"] = str(error)
         return described
+
+    def _kept(self) -> list[_Entry]:
+        """Return what is never uploaded.  Nobody tells how it grows: what was looked at longest ago is looked at now."""
+        never = {ino: entry for ino, entry in self._entries.items() if entry.is_never}
+        now = trio.current_time()
+        for ino in heapq.nsmallest(_LOOKED_AT, never, key=lambda ino: never[ino].kept_at):
+            entry = never[ino]
+            entry.kept_bytes, entry.kept_at = self._publisher.size_bytes(ino), now
+        return list(never.values())
 
     def conflicts(self) -> list[dict[str, Any]]:
         """Return the last conflicts, for status: {"path", "kept_as", "at_ns"}."""

@@ -1,6 +1,7 @@
 """What is written to a mount arrives in the bucket: bytes, names and metadata, with no request too many."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -229,6 +230,20 @@ def test_umount_says_what_is_dirty_and_the_next_mount_uploads_it(bucket: Bucket)
         assert result.returncode == 0, result.stderr
         assert result.stderr == ""
         assert contents(bucket) == {"a": b"content"}
+
+
+def test_umount_tells_what_is_never_uploaded_from_what_waits(bucket: Bucket, proxy: Proxy) -> None:
+    with writable(bucket, "--no-upload", "*.tmp", endpoint=proxy.endpoint) as mount:
+        proxy.fault("status", method="PUT", count=1000, status=503)
+        (mount.path / "scratch.tmp").write_bytes(bytes(3 << 20))
+        (mount.path / "a").write_bytes(bytes(2 << 20))
+        wait_until(lambda: mount.status()["changes"]["never_uploaded_bytes"] == 3 << 20, "its time has come")
+        result = run_command("umount", "--json", str(mount.path))
+        assert result.returncode == 0, result.stderr
+        told = json.loads(result.stdout)
+        assert told["left_to_upload"] == "1 files or directories are not uploaded yet (2MiB)"
+        assert told["kept_here"] == "1 files or directories are never uploaded (3MiB)"
+        assert f"{told['left_to_upload']}, {told['kept_here']}; it is safe in the cache directory" in result.stderr
 
 
 def test_umount_says_which_objects_are_still_there(bucket: Bucket, proxy: Proxy) -> None:
