@@ -536,7 +536,7 @@ class Uploads:
         return described
 
     def _kept(self) -> list[_Entry]:
-        """Return what is never uploaded.  Nobody tells how it grows: what was looked at longest ago is looked at now."""
+        """Return what is never uploaded.  Nobody tells how it grows: those looked at longest ago are looked at."""
         never = {ino: entry for ino, entry in self._entries.items() if entry.is_never}
         now = trio.current_time()
         for ino in heapq.nsmallest(_LOOKED_AT, never, key=lambda ino: never[ino].kept_at):
