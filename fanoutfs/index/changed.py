@@ -3,6 +3,7 @@
 `ChangedRecords` reads and, in the writer's transactions, writes them; it keeps nothing between calls.
 """
 
+import hashlib
 from collections.abc import Iterator, Set
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import lmdb
 
 from fanoutfs.index.format import (
     APPLIED,
+    DEPARTED,
     INO_KEY,
     LINK_KEY,
     MASK,
@@ -27,7 +29,9 @@ from fanoutfs.records import Version
 _APPLIED_KEPT: Final = 4096
 """More than requests can be in flight."""
 _KEY_MAX_BYTES: Final = 511
-"""LMDB's limit of keys.  S3 allows 1,024 bytes: renaming or deleting an object with a longer key is refused."""
+"""LMDB's limit of keys.  S3 allows 1,024 bytes: longer ones are stored by head and digest."""
+_DIGEST_BYTES: Final = 32
+_HEAD_BYTES: Final = _KEY_MAX_BYTES - _DIGEST_BYTES
 
 
 class ChangedRecords:
@@ -164,11 +168,9 @@ class ChangedRecords:
 
     def departed(self, key: str) -> Departed | None:
         """Return what became of an object (or a prefix, ending with "/") that is in the store but not here."""
-        stored = key.encode("utf-8", "surrogateescape")
-        if len(stored) > _KEY_MAX_BYTES:
-            return None  # see put_departed
+        stored = _stored(_encode(key))
         value = self._txn.get(stored, db=self._db.departed)
-        return None if value is None else unpack_departed(value)
+        return None if value is None else _departed(stored, bytes(value))[1]
 
     @property
     def has_departed(self) -> bool:
@@ -176,17 +178,22 @@ class ChangedRecords:
         return bool(self._txn.stat(self._db.departed)["entries"])
 
     def put_departed(self, key: str, record: Departed) -> None:
-        """Record that an object is in the store but not at its place here.  Keys above LMDB's limit: ValueError."""
-        self._txn.put(_stored(key), record.pack(), db=self._db.departed)
+        """Record that an object is in the store but not at its place here."""
+        encoded = _encode(key)
+        stored = _stored(encoded)
+        rest = b"" if stored == encoded else b"\0" + encoded
+        self._txn.put(stored, record.pack() + rest, db=self._db.departed)
 
     def delete_departed(self, key: str) -> None:
         """Record that nothing is left in the store under this key that should not be."""
-        self._txn.delete(_stored(key), db=self._db.departed)
+        self._txn.delete(_stored(_encode(key)), db=self._db.departed)
 
     def all_departed(self, prefix: str = "") -> Iterator[tuple[str, Departed]]:
-        """Yield (key, record) in order of keys; nothing may be changed meanwhile."""
-        for key, value in self._below(prefix.encode("utf-8", "surrogateescape"), self._db.departed):
-            yield key.decode("utf-8", "surrogateescape"), unpack_departed(value)
+        """Yield (key, record), a prefix before what is below it save among long keys; nothing may change meanwhile."""
+        for stored, value in self._below(_encode(prefix)[:_HEAD_BYTES], self._db.departed):
+            key, record = _departed(stored, value)
+            if key.startswith(prefix):
+                yield key, record
 
     @property
     def departed_count(self) -> int:
@@ -202,14 +209,15 @@ class ChangedRecords:
         return [key for key, departed in self.all_departed() if departed.ino == ino and key.endswith("/")]
 
     def departed_behind(self, after: str, limit: int) -> list[tuple[str, Departed]]:
-        """Return the first (key, record) behind a key ("": all), in order of keys."""
+        """Return the first (key, record) behind a key ("": all), in the order in which they are stored."""
         found: list[tuple[str, Departed]] = []
-        start = after.encode("utf-8", "surrogateescape") + b"\0" if after else b""
+        start = _stored(_encode(after)) if after else b""
         with self._txn.cursor(db=self._db.departed) as cursor:
             more = cursor.set_range(start) if start else cursor.first()
+            if more and bytes(cursor.key()) == start:
+                more = cursor.next()
             while more and len(found) < limit:
-                key = bytes(cursor.key()).decode("utf-8", "surrogateescape")
-                found.append((key, unpack_departed(bytes(cursor.value()))))
+                found.append(_departed(bytes(cursor.key()), bytes(cursor.value())))
                 more = cursor.next()
         return found
 
@@ -253,11 +261,21 @@ class ChangedRecords:
                 more = cursor.next()
 
 
-def _stored(key: str) -> bytes:
-    stored = key.encode("utf-8", "surrogateescape")
-    if len(stored) > _KEY_MAX_BYTES:
-        raise ValueError(f"object key of {len(stored)} bytes: at most {_KEY_MAX_BYTES} can be changed here")
-    return stored
+def _encode(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
+
+
+def _stored(encoded: bytes) -> bytes:
+    """Return under what LMDB has an object's key."""
+    if len(encoded) <= _KEY_MAX_BYTES:
+        return encoded
+    return encoded[:_HEAD_BYTES] + hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).digest()
+
+
+def _departed(stored: bytes, value: bytes) -> tuple[str, Departed]:
+    """Decode (key, record).  A long key stands behind the record's text, which has no NUL in it."""
+    text, _nul, long_key = value[DEPARTED.size :].partition(b"\0")
+    return (long_key or stored).decode("utf-8", "surrogateescape"), unpack_departed(value[: DEPARTED.size] + text)
 
 
 def no_version() -> Version:

@@ -63,6 +63,7 @@ departed   object key (or prefix, ending with "/") that is still in the store bu
               8  16  size u64, mtime ns u64
              24   2  length of etag, u16
              26   …  etag, version id
+           a key of more than 511 bytes: its first 479 and a digest, and behind the version id a 0 and the key
 applied    token u32 → opcode u32, ino u64, sequence u64: the last changes, so that none is applied twice after a crash
 
 What tiering remembers (see `tiers`; an index without these two gets them, older versions pass them over):

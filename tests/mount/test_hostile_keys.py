@@ -4,6 +4,7 @@ Against moto, which takes any key (SeaweedFS and obstore bend some of them).
 """
 
 import os
+import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from fanoutfs.index.names import NAME_MAX_BYTES
 from tests.mount import kernel
-from tests.support.mounts import Mount, mounted
+from tests.support.mounts import Mount, mounted, run_command
 from tests.support.proxy_client import Proxy
 from tests.support.servers import Bucket, S3Server
 
@@ -229,3 +230,42 @@ def test_hostile_names_of_a_local_source(tmp_path_factory: pytest.TempPathFactor
         assert kernel.read_all(mount.path / "link") == b"plain"
         assert mount.counters()["hidden_names"] == len(bad) + 3
         assert mount.counters()["request_errors"] == 0
+
+
+def test_files_with_keys_of_any_length_are_changed_renamed_and_removed(moto_bucket: Bucket) -> None:
+    """S3 takes 1,024 bytes, the index's database half as many."""
+    directory = "/".join(["d" * 200] * 4)
+    for name in ("kept", "changed", "removed", "renamed"):
+        moto_bucket.put(f"{directory}/{name}", name.encode())
+    with mounted(
+        moto_bucket.url, "--endpoint-url", moto_bucket.endpoint, "--upload-delay", "0s", env=moto_bucket.env
+    ) as mount:
+        path = mount.path / directory
+        (path / "changed").write_bytes(b"anew")
+        (path / "removed").unlink()
+        (path / "renamed").rename(path / ("n" * 200))
+        (path / "made").write_bytes(b"here")
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        assert objects(moto_bucket) == {
+            f"{directory}/{name}": body
+            for name, body in (("kept", b"kept"), ("changed", b"anew"), ("made", b"here"), ("n" * 200, b"renamed"))
+        }
+        path.parent.rename(mount.path / "short")
+        shutil.rmtree(mount.path / directory.partition("/")[0])
+        (mount.path / "short").rename(mount.path / ("e" * 200))
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        moved = f"{'e' * 200}/{'d' * 200}"
+        assert objects(moto_bucket) == {
+            f"{moved}/{name}": body
+            for name, body in (("kept", b"kept"), ("changed", b"anew"), ("made", b"here"), ("n" * 200, b"renamed"))
+        }
+        shutil.rmtree(mount.path / ("e" * 200))
+        assert run_command("drain", "--wait", str(mount.path)).returncode == 0
+        assert objects(moto_bucket) == {}
+        assert mount.status()["changes"]["departed"] == 0
+        assert "Traceback" not in mount.log()
+
+
+def objects(bucket: Bucket) -> dict[str, bytes]:
+    """Return what a bucket has, without the markers of directories."""
+    return {key: bucket.get(key) for key in bucket.keys() if not key.endswith("/")}  # noqa: SIM118

@@ -16,7 +16,7 @@ from fanoutfs.index.places import Places
 from fanoutfs.index.requests import Request
 from fanoutfs.index.store import IndexEnvironment
 from fanoutfs.index.transaction import IndexTransaction, write_transaction
-from fanoutfs.records import ROOT_INO
+from fanoutfs.records import ROOT_INO, Version
 from fanoutfs.wire.kernel import Opcode
 from fanoutfs.wire.relay import TOKEN_RESENT
 from tests.unit.indexes import NOW_NS, apply, enter_listing, file, folder, open_index
@@ -392,3 +392,37 @@ def test_carried_out_requests_are_forgotten_when_many_came_after_them(index: Ind
         assert 4096 <= kept <= 8192
         assert txn.changed.applied(20_000) is not None
         assert txn.changed.applied(1) is None
+
+
+def test_departed_keys_of_any_length_are_found_by_prefix_and_page_by_page(index: IndexEnvironment) -> None:
+    parts = ["d" * 200, "e" * 200, "ü" * 100, "g" * 200, "\udcff" * 50]
+    directories = ["".join(f"{part}/" for part in parts[:depth]) for depth in range(len(parts) + 1)]
+    lengths = [1, 2, 29, 77, 78, 79, 108, 109, 110, 111, 200, 255]
+    keys = {f"{directory}{'n' * length}" for directory in directories for length in lengths}
+    keys |= {f"{directory}{'n' * length}/" for directory in directories for length in lengths}
+    keys |= set(directories[1:])
+    records = {key: Departed(at, Version(f"e{at}", f"v{at}", at, NOW_NS)) for at, key in enumerate(sorted(keys))}
+    assert {510, 511, 512} <= {len(key.encode("utf-8", "surrogateescape")) for key in keys}
+    with write_transaction(index) as txn:
+        for key, record in records.items():
+            txn.changed.put_departed(key, record)
+    with write_transaction(index) as txn:
+        changed = txn.changed
+        assert dict(changed.all_departed()) == records
+        assert all(changed.departed(key) == record for key, record in records.items())
+        assert changed.departed(directories[-1] + "other") is None
+        for prefix in [*directories, directories[2] + "n" * 78, directories[-1] + "n" * 100]:
+            found = [key for key, _record in changed.all_departed(prefix)]
+            assert len(found) == len(set(found))
+            assert set(found) == {key for key in keys if key.startswith(prefix)}
+        for limit in (1, 7, 1000):
+            pages = list(changed.departed_behind("", limit))
+            while page := changed.departed_behind(pages[-1][0], limit):
+                pages += page
+            assert dict(pages) == records
+            assert len(pages) == len(records)
+        for key in sorted(keys)[::2]:
+            changed.delete_departed(key)
+        left = set(sorted(keys)[1::2])
+        assert {key for key, _record in changed.all_departed()} == left
+        assert {key for key, _record in changed.departed_behind("", 1000)} == left
