@@ -4,6 +4,8 @@ Core, trio thread only.  It may be our own, put by an attempt whose answer nobod
 same bytes; then the put goes on with that version as its condition.  Otherwise both versions are kept: what was changed
 here gets the name `<name>.conflict-<host>-<utc time>` and is uploaded under it, the old name leads to the foreign
 object.  A foreign deletion is no conflict: there is nothing to keep of it, and what was changed here is uploaded.
+What was only renamed here, and neither is in the store as we knew it nor all in the cache, has no content any more: it
+goes, and is told.
 """
 
 import logging
@@ -23,8 +25,9 @@ from fanoutfs.core.properties import is_ours, owner_of
 from fanoutfs.errors import BackendError, ObjectMissingError, StaleInodeError
 from fanoutfs.index.format import Ownership
 from fanoutfs.index.names import NAME_MAX_BYTES
-from fanoutfs.index.operations import Change
+from fanoutfs.index.operations import Change, is_same_version
 from fanoutfs.index.publishing import NoteConflict
+from fanoutfs.index.removal import RemoveLost
 from fanoutfs.index.transaction import IndexTransaction
 from fanoutfs.index.writer import GroupWriter
 from fanoutfs.observe.catalog import Count
@@ -41,6 +44,10 @@ class Finding:
     """Somebody else's object."""
 
     foreign: ObjectInfo
+
+
+class Displaced(Exception):  # noqa: N818 - not an error: the inode's turn comes again
+    """Another object has the key: a foreign one (the inode was given another name), or one of ours for the moment."""
 
 
 class Conflicts:
@@ -120,6 +127,30 @@ class Conflicts:
             bump(self._row, Count.CONFLICTS)
             log.warning("conflict: both versions are kept key=%s ours=%s", key, name.decode(errors="replace"))
             await self._publish(changes)
+
+    async def remove_lost(self, ino: int, source: ObjectInfo) -> bool:
+        """Take the name of a renamed file away if its object is not there any more as we knew it.  Checkpoint.
+
+        Tells whether that was so.  What somebody else put in its place stays, under the old name.  Raises BackendError.
+        """
+        try:
+            found = await trio.to_thread.run_sync(partial(self._backend.details, source.key), abandon_on_cancel=True)
+        except ObjectMissingError:
+            become = "removed"
+        else:
+            become = "" if is_same_version(source.version, found.info.version) else "changed"
+        if not become:
+            return False
+        lost = RemoveLost(ino, source.key, source.version.etag, self._clock.wall_ns(), self._root_prefix)
+        changes = await self._writer.run(lost.apply)
+        if changes:
+            bump(self._row, Count.CONFLICTS)
+            log.warning(
+                "a file is gone: somebody else has %s its object before it followed a rename, and not all of it was"
+                " cached key=%s name=%s", become, source.key, changes[0].name.decode(errors="replace")
+            )  # fmt: skip
+            await self._publish(changes)
+        return bool(changes)
 
     def _is_same(self, info: ObjectInfo, size_bytes: int, read: Callable[[int, int], bytes]) -> bool:
         """Compare an object with ours, up to the first difference.  Blocking."""

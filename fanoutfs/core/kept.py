@@ -10,13 +10,17 @@ import stat
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
+from fanoutfs.core.conflicts import Displaced
 from fanoutfs.core.facts import Facts, FactsReader, Outcome
 from fanoutfs.core.late import LateRequests
 from fanoutfs.core.rulings import Rulings
 from fanoutfs.core.withdrawal import Withdrawal
-from fanoutfs.index.publishing import NOTHING
+from fanoutfs.errors import ObjectMissingError, VersionGoneError
+from fanoutfs.index.publishing import NOTHING, LetGo
 from fanoutfs.index.reader import IndexReader
-from fanoutfs.records import Version
+from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.index.writer import GroupWriter
+from fanoutfs.records import ObjectInfo, Version
 
 
 class KeptFiles:
@@ -31,17 +35,21 @@ class KeptFiles:
         withdrawal: Withdrawal,
         late: LateRequests,
         lock: Callable[[int | str], AbstractAsyncContextManager[None]],
-        move_object: Callable[[Facts], Awaitable[None]],
+        put_copy: Callable[[Facts, ObjectInfo, None], Awaitable[Version]],
+        writer: GroupWriter[IndexTransaction],
+        root_prefix: str,
         note_object: Callable[..., Awaitable[Outcome]],
     ) -> None:
-        """lock, move_object, note_object: the publisher's, the last one `Publisher.published`."""
+        """lock, put_copy, note_object: the publisher's, the last one `Publisher.published`."""
         self._facts = facts
         self._reader = reader
         self._rulings = rulings
         self._withdrawal = withdrawal
         self._late = late
         self._lock = lock
-        self._move_object = move_object
+        self._put_copy = put_copy
+        self._writer = writer
+        self._root_prefix = root_prefix
         self._note_object = note_object
 
     async def keep(self, facts: Facts) -> Outcome | None:
@@ -58,10 +66,26 @@ class KeptFiles:
             if self._late.may_change(facts.key) or facts.obstacle is not None:
                 return Outcome.BLOCKED
             if source is not None:
-                await self._move_object(facts)
+                await self.take_along(facts)
             elif replaced is not None and replaced == self.replaced_version(facts.ino, facts.key):
                 await self._note_object(facts, replaced, NOTHING)
         return Outcome.CHANGED
+
+    async def take_along(self, facts: Facts) -> None:
+        """Copy a file's object to where its name is, whatever else is dirty of it.  Checkpoint.
+
+        One that somebody else has changed or removed is let go: it is neither moved nor deleted.
+        """
+        assert facts.source is not None  # noqa: S101 - the callers looked
+        try:
+            version = await self._put_copy(facts, facts.source, None)
+        except Displaced:
+            return
+        except (VersionGoneError, ObjectMissingError):
+            if not await self._writer.run(LetGo(facts.ino, self._root_prefix, is_there=False).apply):
+                raise
+        else:
+            await self._note_object(facts, version, NOTHING)
 
     def replaced_version(self, ino: int, key: str) -> Version | None:
         """Return the departed object at a key that a file which a policy keeps here takes over; None: it does not.

@@ -439,8 +439,10 @@ class Moves:
     def _check_moved(self, move: Move, ino: int) -> None:
         """Leave a file that met a foreign object, and has another name now, to the queue."""
         with self._reader.begin() as txn:
-            inode = self._reader.inode(txn, ino)
-        if inode is not None and _is_below(inode.key, move.old):
+            inode, is_gone = self._reader.inode(txn, ino), self._reader.is_orphan(txn, ino)
+        if inode is None or is_gone:
+            return
+        if _is_below(inode.key, move.old):
             move.left += 1
         self._uploads.take_up(ino)
 

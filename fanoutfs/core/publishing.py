@@ -31,7 +31,7 @@ from fanoutfs.backend.base import Backend
 from fanoutfs.backend.writing import Condition, Expect, FileRange, Properties
 from fanoutfs.cache.staging import StagingFiles
 from fanoutfs.core.admission import Admission, Urgency
-from fanoutfs.core.conflicts import Conflicts, Finding
+from fanoutfs.core.conflicts import Conflicts, Displaced, Finding
 from fanoutfs.core.content import Stamp, checksums_of
 from fanoutfs.core.facts import Asked, Facts, FactsReader, Outcome, StagedContent
 from fanoutfs.core.freezing import SINGLE_PUT_BYTES, Freezer, Frozen
@@ -125,7 +125,7 @@ class Publisher:
         self._settle = settle
         self._rulings = Rulings(rules, files, root_prefix)
         self._late = late
-        self.rescue = Rescue(staging, writer)
+        self.rescue = Rescue(staging, conflicts, writer)
         self.kept = KeptFiles(
             facts=self.facts,
             reader=reader,
@@ -133,7 +133,9 @@ class Publisher:
             withdrawal=Withdrawal(files, staging, reader, writer, root_prefix),
             late=late,
             lock=self.lock,
-            move_object=self._move_object,
+            put_copy=self._put_copy,
+            writer=writer,
+            root_prefix=root_prefix,
             note_object=self.published,
         )
         self._threads = trio.CapacityLimiter(requests)
@@ -336,7 +338,7 @@ class Publisher:
             # of the other.
             await self._staging.sync_content(inode.ino, inode.life)
             version = await self._conditionally(facts, put, stamp.size_bytes, read)
-        except _Displaced:
+        except Displaced:
             return Outcome.CHANGED
         except StaleInodeError:
             return Outcome.CHANGED  # removed, or written to: the multipart upload was given up
@@ -379,7 +381,7 @@ class Publisher:
 
         try:
             version = await self._conditionally(facts, put, len(body), lambda start, end: body[start:end])
-        except _Displaced:
+        except Displaced:
             return Outcome.CHANGED
         return await self.published(facts, version, SETTLED)
 
@@ -391,7 +393,7 @@ class Publisher:
             return await self.published(facts, source.version, SETTLED)
         try:
             version = await self._put_copy(facts, source, properties)
-        except _Displaced:
+        except Displaced:
             return Outcome.CHANGED
         except (VersionGoneError, ObjectMissingError, ArchivedError) as error:
             await self.rescue.rescue(facts, error)
@@ -400,7 +402,7 @@ class Publisher:
         return await self.published(facts, version, SETTLED)
 
     async def _put_copy(self, facts: Facts, source: ObjectInfo, properties: Properties | None) -> Version:
-        """Copy an object to where it belongs, conditionally.  Raises _Displaced."""
+        """Copy an object to where it belongs, conditionally.  Raises Displaced."""
 
         def read(start: int, end: int) -> bytes:
             return bytes(self._backend.get_range(source.key, start, end, source.version))
@@ -443,7 +445,7 @@ class Publisher:
         properties = properties_of(facts.inode, facts.inode.version.mtime_ns, facts.xattrs, token)
         try:
             version = await self._put_copy(facts, source, properties)
-        except _Displaced:
+        except Displaced:
             return Outcome.CHANGED
         done = PublishLink(facts.ino, facts.key, version, facts.dirty, self._root_prefix)
         return await self._commit(facts.ino, done.apply)
@@ -492,15 +494,8 @@ class Publisher:
             if dirty is None:
                 await self._publish_copy(facts, None)
                 return None
-            await self._move_object(facts)
+            await self.kept.take_along(facts)
             return None
-
-    async def _move_object(self, facts: Facts) -> None:
-        """Copy an inode's object to where its name is, whatever else is dirty of it.  Checkpoint."""
-        assert facts.source is not None  # noqa: S101 - the callers looked
-        with contextlib.suppress(_Displaced):
-            version = await self._put_copy(facts, facts.source, None)
-            await self.published(facts, version, NOTHING)
 
     async def clear(self, obstacle: Obstacle) -> bool:
         """Free the key that something holds which does not go by itself; False: it is no file.  Checkpoint."""
@@ -558,7 +553,7 @@ class Publisher:
     ) -> Version:
         """Make a conditional change; when another object is there than expected, find out whose.
 
-        Raises _Displaced when it is somebody else's: the inode has another name now.
+        Raises Displaced when it is somebody else's: the inode has another name now.
         """
         condition = facts.condition
         with self._reader.begin() as txn:
@@ -573,22 +568,18 @@ class Publisher:
                 try:
                     finding = await self._conflicts.examine(facts.key, facts.inode.ino, condition, size_bytes, read)
                 except StaleInodeError:
-                    raise _Displaced from None  # another of ours has it, which has to go first
+                    raise Displaced from None  # another of ours has it, which has to go first
             if isinstance(finding, Finding):
                 now = self.facts.look(facts.ino, facts.dirty)
                 if now is None or (now.key, now.condition) != (facts.key, facts.condition):
-                    raise _Displaced  # what is there was found out meanwhile: come again
+                    raise Displaced  # what is there was found out meanwhile: come again
                 await self._conflicts.keep_both(facts.ino, facts.key, finding.foreign)
-                raise _Displaced
+                raise Displaced
             condition = finding
         raise BackendError(f"{facts.key}: the object changes faster than it can be replaced")
 
     async def _in_thread(self, call: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=True)
-
-
-class _Displaced(Exception):  # noqa: N818 - not an error: the inode's turn comes again
-    """Another object has the key: a foreign one (the inode was given another name), or one of ours for the moment."""
 
 
 def _ignore(_ino: int) -> None:

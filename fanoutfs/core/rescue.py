@@ -1,12 +1,13 @@
 """Rescue: a file was renamed and its object cannot be copied to the new name; what is cached is uploaded instead.
 
-Core, trio thread only.  The object is gone, or archived: then its bytes can be had from the cache only, as long as it
-was not asked for a restore.
+Core, trio thread only.  The object is gone, changed by somebody else, or archived: then its bytes can be had from the
+cache only, as long as it was not asked for a restore.  Where not all of them are, a file of the first two kinds goes.
 """
 
 import logging
 from collections.abc import Callable
 
+from fanoutfs.core.conflicts import Conflicts
 from fanoutfs.core.facts import Facts, StagedContent
 from fanoutfs.errors import ArchivedError, BackendError, FanoutError
 from fanoutfs.index.format import Dirty, Inode
@@ -20,8 +21,9 @@ log = logging.getLogger(__name__)
 class Rescue:
     """Turns cached content into content that is to be uploaded."""
 
-    def __init__(self, staging: StagedContent, writer: GroupWriter[IndexTransaction]) -> None:
+    def __init__(self, staging: StagedContent, conflicts: Conflicts, writer: GroupWriter[IndexTransaction]) -> None:
         self._staging = staging
+        self._conflicts = conflicts
         self._writer = writer
         self.is_all_cached: Callable[[Inode], bool] = _is_not
         """Tells whether all of a file's content is here.  No checkpoint."""
@@ -31,8 +33,16 @@ class Rescue:
 
         error: why its object cannot be copied.  Raises it, or BackendError, when not all of the file is here.
         """
-        if isinstance(error, ArchivedError) and not self.is_all_cached(facts.inode):
-            raise error  # (it can be restored: nothing of it is given up)
+        if not self.is_all_cached(facts.inode):
+            if isinstance(error, ArchivedError):
+                raise error  # (it can be restored: nothing of it is given up)
+            # (An earlier version may still be had from a bucket that keeps them.)
+            if (
+                not facts.inode.version_id
+                and facts.source
+                and await self._conflicts.remove_lost(facts.ino, facts.source)
+            ):
+                return
         log.warning("object of a renamed file cannot follow, uploading from the cache ino=%d: %s", facts.ino, error)
         try:
             await self._staging.stage(facts.ino, 0, 0)

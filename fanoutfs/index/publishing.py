@@ -249,11 +249,13 @@ class ReleaseObject:
 class LetGo:
     """Have the object of a file deleted that needs it no more, all content being here; it may be another's by now.
 
-    Returns whether the file does without one.
+    is_there: False if somebody else has changed or removed it: nothing is deleted then.  Returns whether the file does
+    without one.
     """
 
     ino: int
     root_prefix: str
+    is_there: bool = True
 
     def apply(self, txn: IndexTransaction) -> bool:
         inode = txn.inode(self.ino)
@@ -263,7 +265,9 @@ class LetGo:
         there = Places.of_transaction(txn, self.root_prefix).at(inode.key)
         owner = None if there in (None, self.ino) else txn.inode(there or 0)
         is_anothers = owner is not None and owner.key == inode.key
-        if known.ino == self.ino if known is not None else not is_anothers:
+        if known is not None and known.ino == self.ino and not self.is_there:
+            txn.changed.delete_departed(inode.key)
+        elif self.is_there and (known.ino == self.ino if known is not None else not is_anothers):
             txn.changed.put_departed(inode.key, Departed(0, inode.version))
         txn.put_inode(replace(inode, key="", etag="", version_id="", flags=inode.flags | FLAG_LOCAL))
         return True

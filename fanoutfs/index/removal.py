@@ -11,6 +11,7 @@ from typing import Final
 from fanoutfs.index.format import Inode
 from fanoutfs.index.keeping import is_kept, takes_no_names
 from fanoutfs.index.operations import Change, ChangeKind, mark_changed, remove_leaf
+from fanoutfs.index.places import Places
 from fanoutfs.index.transaction import IndexTransaction
 
 REMOVALS_PER_APPLY: Final = 2000
@@ -41,6 +42,37 @@ class RemoveName:
         if is_done and changes:
             mark_changed(txn, self.parent, self.now_ns)
         return changes, is_done
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveLost:
+    """Take the name of a file away whose object somebody else changed or removed before it could follow a rename.
+
+    key, etag: of that object, of which nothing is to be removed in the store: what is there is not ours.  A file of
+    which anything is staged, or that has further names, stays.  Returns the changes, none when it stays.
+    """
+
+    ino: int
+    key: str
+    etag: str
+    now_ns: int
+    root_prefix: str
+
+    def apply(self, txn: IndexTransaction) -> list[Change]:
+        inode = txn.inode(self.ino)
+        place = Places.of_transaction(txn, self.root_prefix).place(self.ino)
+        if inode is None or place is None or txn.is_orphan(self.ino):
+            return []
+        if inode.is_staged or inode.links > 1 or (inode.key, inode.etag) != (self.key, self.etag):
+            return []
+        departed = txn.changed.departed(self.key)
+        if departed is not None and departed.ino == self.ino:
+            txn.changed.delete_departed(self.key)
+        txn.changed.delete_dirty(self.ino)
+        txn.changed.delete_name(self.ino)
+        remove_leaf(txn, *place, self.ino, self.now_ns)
+        mark_changed(txn, place[0], self.now_ns)
+        return [Change(ChangeKind.REMOVED, *place, self.ino)]
 
 
 @dataclass(slots=True)

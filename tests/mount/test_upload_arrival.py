@@ -207,6 +207,69 @@ def test_foreign_change_is_a_conflict_and_both_are_seen(bucket: Bucket) -> None:
         assert mount.status()["changes"]["dirty"] == 0
 
 
+@pytest.mark.parametrize("what", ["file", "directory"])
+@pytest.mark.parametrize("change", ["changed", "removed"])
+@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "not cached"])
+def test_renamed_file_whose_object_somebody_else_took_away(
+    bucket: Bucket, what: str, change: str, is_cached: bool
+) -> None:
+    """What is cached is uploaded; what nobody has any more goes, and holds nothing up."""
+    body, other = random.Random(1).randbytes(300_000), b"another"
+    bucket.put("d/a", body)
+    bucket.put("d/b", b"beside it")
+    with writable(bucket, "--metadata-ttl", "indefinite") as mount:
+        assert sorted(os.listdir(mount.path / "d")) == ["a", "b"]
+        if is_cached:
+            assert (mount.path / "d/a").read_bytes() == body
+            mount.wait_for_fills()
+        if change == "changed":
+            bucket.put("d/a", other)
+        else:
+            bucket.delete("d/a")
+        was, now = ("d", "e") if what == "directory" else ("d/a", "d/c")
+        (mount.path / was).rename(mount.path / now)
+        drain(mount)
+        moved = f"{now}/a" if what == "directory" else now
+        expected = {("e/b" if what == "directory" else "d/b"): b"beside it"}
+        expected |= {moved: body} if is_cached else {}
+        shown = tree(mount.path)
+        assert {path: shown[path] for path in shown if path != "d/a"} == expected
+        expected |= {"d/a": other} if change == "changed" else {}
+        assert contents(bucket) == expected
+        assert mount.log().count("a file is gone: somebody else has") == (not is_cached)
+        changes = mount.status()["changes"]
+        assert (changes["dirty"], changes["departed"], changes["failing"]) == (0, 0, 0)
+        assert run_command("umount", str(mount.path)).returncode == 0
+        mount.start()
+        assert run_command("invalidate", str(mount.path)).returncode == 0
+        assert tree(mount.path) == expected
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_object_of_a_kept_file_that_somebody_else_removed_holds_nothing_up(
+    bucket: Bucket, tmp_path: Path, what: str
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[[policy]]\npath = "kept"\nkeep_local = true\n')
+    bucket.put("d/a", bytes(300_000))
+    with writable(bucket, "--policy-file", str(rules)) as mount:
+        (mount.path / "d/a").write_bytes(b"changed here")  # (at most a second old: not uploaded yet, or just so)
+        drain(mount)
+        bucket.delete("d/a")
+        if what == "file":
+            (mount.path / "kept").mkdir()
+            (mount.path / "d/a").write_bytes(b"changed again")
+            (mount.path / "d/a").rename(mount.path / "kept/a")
+        else:
+            (mount.path / "d/a").write_bytes(b"changed again")
+            (mount.path / "d").rename(mount.path / "kept")
+        drain(mount)
+        assert tree(mount.path) == {"kept/a": b"changed again"}
+        assert contents(bucket) == {}
+        changes = mount.status()["changes"]
+        assert (changes["dirty"], changes["departed"], changes["failing"]) == (0, 0, 0)
+
+
 def test_fsync_waits_for_the_store_when_asked_to(bucket: Bucket) -> None:
     with writable(bucket, "-o", "durability=remote", delay="1h") as mount:
         with open(mount.path / "a", "wb") as stream:
