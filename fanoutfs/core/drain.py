@@ -80,7 +80,7 @@ class Drains:
         total, left = len(attempts), set(attempts)
         seen_at: dict[int, float] = {}
         while True:
-            left.intersection_update(self._uploads.waiting())
+            left = self._uploads.still_waiting(left)
             self._uploads.hurry(left)
             await self._release_unlinked(key, seen_at)
             self._moves.hurry()
@@ -89,7 +89,7 @@ class Drains:
             job.progress.update(files=total, done=total - len(left), moving=departed)
             if not left and not departed and not unsure:
                 return
-            self._raise_refusal({ino: attempts[ino] for ino in left})
+            self._raise_refusal({ino: attempts.get(ino, 0) for ino in left})
             if not left and (refusal := self._moves.refusal()) is not None:
                 raise refusal
             if unsure:
@@ -154,5 +154,8 @@ class Drains:
             return waiting
         with self._reader.begin() as txn:
             places = Places.of_reader(self._reader, txn, self._root_prefix)
-            keys = {ino: places.key(ino) for ino in waiting}
-        return [ino for ino, found in keys.items() if found is not None and self._is_below(found, key)]
+            links = {
+                ino: [ino, *places.records.links(ino)] for ino in waiting
+            }  # (each has an object of the one content)
+            keys = {ino: [places.key(each) for each in found] for ino, found in links.items()}
+        return [ino for ino, found in keys.items() if any(each and self._is_below(each, key) for each in found)]

@@ -86,7 +86,9 @@ class Handing:
 
     def _is_dirty(self, inode: Inode) -> bool:
         with self._reader.begin() as txn:
-            return self._reader.changed(txn).dirty(inode.ino) is not None
+            records = self._reader.changed(txn)
+            names = (inode.ino, *(records.links(inode.ino) if inode.links > 1 else ()))
+            return any(records.dirty(each) is not None for each in names)
 
     async def _upload(self, job: Job, dirty: Mapping[int, str], storage_class: str) -> None:
         """Upload these and wait.  Raises what the store says when it refuses all that is left."""
@@ -95,11 +97,13 @@ class Handing:
         while left:
             refused = {ino for ino in left if self._uploads.is_refused(ino)}
             for ino in refused:
-                _add(job.result["refused"], dirty[ino])
-            gone = {ino for ino in left if not self._uploads.is_queued(ino)}
+                if ino in dirty:
+                    _add(job.result["refused"], dirty[ino])
+            waiting = self._uploads.still_waiting(left - refused)
+            gone = left & set(dirty) - refused - waiting
             job.result["uploaded"] += len(gone)
             job.progress["done"] += len(gone) + len(refused)
-            left -= refused | gone
+            left = waiting
             if not left:
                 return
             errors = [self._uploads.error_of(ino, attempts.get(ino, 0)) for ino in left]

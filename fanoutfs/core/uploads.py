@@ -19,7 +19,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any, Final
 
 import trio
@@ -265,8 +265,13 @@ class Uploads:
 
         It is tried at once, whatever failed before.  Raises what stands in the way of a try that began after the call,
         once nothing has been getting through for `op_timeout`; it is tried on.  Names that are never uploaded are not
-        waited for.
+        waited for; further hard links are, of which each is a copy of the first name's object.
         """
+        await self._wait(ino)
+        for cookie in self._publisher.facts.further_names(ino):
+            await self._wait(cookie)
+
+    async def _wait(self, ino: int) -> None:
         await trio.lowlevel.checkpoint()
         self.take_up(ino)
         started_at = trio.current_time()
@@ -316,6 +321,17 @@ class Uploads:
         """Return the inodes that are to be uploaded, without those that never are."""
         self.catch_up()
         return [ino for ino, entry in self._entries.items() if not entry.is_never]
+
+    def still_waiting(self, inos: Set[int]) -> set[int]:
+        """Return which of these are still to be uploaded, and the further names of those that just were.
+
+        Their objects are copies of the first name's, so that they become dirty when that is there.
+        """
+        waiting = set(self.waiting())
+        left = waiting & inos
+        for ino in inos - waiting:
+            left |= waiting.intersection(self._publisher.facts.further_names(ino))
+        return left
 
     # --- the queue -------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import random
 import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -268,6 +269,60 @@ def test_object_of_a_kept_file_that_somebody_else_removed_holds_nothing_up(
         assert contents(bucket) == {}
         changes = mount.status()["changes"]
         assert (changes["dirty"], changes["departed"], changes["failing"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("path", ["", "b"])
+def test_drain_waits_for_the_object_of_a_further_name(bucket: Bucket, proxy: Proxy, path: str) -> None:
+    with writable(bucket, endpoint=proxy.endpoint) as mount:
+        (mount.path / "b").mkdir()
+        (mount.path / "a").write_bytes(bytes(100_000))
+        os.link(mount.path / "a", mount.path / "b/other")
+        drain(mount)
+        proxy.fault("hold", match="b/other", method="PUT")
+        with open(mount.path / "a", "r+b") as stream:
+            stream.write(b"changed")
+        command = [sys.executable, "-m", "fanoutfs", "drain", "--wait", str(mount.path / path)]
+        with subprocess.Popen(command) as draining:
+            try:
+                wait_until(lambda: proxy.stats()["held"], "the copy is asked for")
+                with pytest.raises(subprocess.TimeoutExpired):
+                    draining.wait(1)
+            finally:
+                proxy.release()
+        assert draining.returncode == 0
+        assert read(bucket, "b/other")[:7] == b"changed"
+
+
+@pytest.mark.parametrize("upload", ["drain", "drain of the other name", "push of the other name", "umount", "fsync"])
+def test_all_names_of_a_file_have_its_bytes_in_the_store(bucket: Bucket, upload: str) -> None:
+    """Each hard link has an object of its own, a copy of the first one's: it is waited for like any."""
+    body = bytearray(100_000)
+    with writable(bucket, "-o", f"durability={'remote' if upload == 'fsync' else 'local'}") as mount:
+        for directory in ("a", "b"):
+            (mount.path / directory).mkdir()
+        (mount.path / "a/first").write_bytes(body)
+        os.link(mount.path / "a/first", mount.path / "b/other")
+        for turn in range(1, 3):
+            drain(mount)
+            assert contents(bucket) == {"a/first": bytes(body), "b/other": bytes(body)}
+            body[turn] = turn
+            with open(mount.path / "a/first", "r+b", buffering=0) as stream:
+                stream.seek(turn)
+                stream.write(bytes((turn,)))
+                if upload == "fsync":
+                    os.fsync(stream.fileno())
+            if upload == "drain":
+                drain(mount)
+            elif upload == "drain of the other name":
+                drain(mount, "b")
+            elif upload == "push of the other name":
+                assert run_command("tier", "push", str(mount.path / "b/other")).returncode == 0
+            elif upload == "umount":
+                result = run_command("umount", "--drain", str(mount.path))
+                assert (result.returncode, result.stderr) == (0, "")
+            assert contents(bucket) == {"a/first": bytes(body), "b/other": bytes(body)}
+            if upload == "umount":
+                mount.start()
 
 
 def test_fsync_waits_for_the_store_when_asked_to(bucket: Bucket) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.unit.core.flat import FlatBackend
 from tests.unit.core.rig import running_core
@@ -75,3 +76,24 @@ async def test_object_of_a_further_name_goes_with_it(
             await sender.settled()
             content = b"new" if is_written else b"old"
             assert sender.bucket() == {path: b"other" if path.endswith("x") else content for path in expected}
+
+
+async def test_who_waits_for_a_file_waits_for_its_further_names(tmp_path: Path) -> None:
+    """Their objects are copies of the first one's: they are in the queue once that is in the store, and not before."""
+    async with running_core(tmp_path, make_backend=FlatBackend) as rig, sending(rig, tmp_path) as sender:
+        await sender.mkdir("d")
+        await sender.create("a", b"old")
+        await sender.link("a", "d/b")
+        await sender.settled()
+        uploads, ino = sender.outbound.uploads, (await sender.inode("a")).ino
+        await sender.write("a", 0, b"new")
+        assert uploads.waiting() == [ino]
+        left, seen = {ino}, set[int]()
+        while left := uploads.still_waiting(left):
+            seen |= left
+            await trio.lowlevel.checkpoint()
+        assert len(seen) == 2
+        assert sender.bucket() == {"a": b"new", "d/b": b"new"}
+        await sender.write("a", 0, b"now")
+        await uploads.wait(ino)
+        assert sender.bucket() == {"a": b"now", "d/b": b"now"}
