@@ -13,6 +13,7 @@ whole directory for one name that is not UTF-8, and its ETag cuts times to micro
 * A range is checked after the read against fstat of the same descriptor: a mixture of two versions is VersionGoneError.
 """
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Set
@@ -185,10 +186,13 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 
 
 def _identities(root: str, prefix: str) -> set[tuple[int, int]] | None:
-    """Return which directories a prefix goes through, with its own; None: in a circle, or nothing can have its name."""
+    """Return which directories a prefix goes through, from the file system's root down, with its own.
+
+    None: in a circle, or nothing can have its name.
+    """
     if prefix and not is_addressable(prefix.removesuffix("/")):
         return None
-    identities: set[tuple[int, int]] = set()
+    identities = _above(root)
     at = -1
     while True:
         try:
@@ -203,6 +207,15 @@ def _identities(root: str, prefix: str) -> set[tuple[int, int]] | None:
         at = prefix.find("/", at + 1)
         if at < 0:
             return identities
+
+
+def _above(root: str) -> set[tuple[int, int]]:
+    """Return the directories above the source: a link to one of them leads back here, or through the mount itself."""
+    identities = set()
+    for parent in Path(os.path.realpath(root)).parents:
+        with contextlib.suppress(OSError):
+            identities.add(_identity(os.stat(parent)))
+    return identities
 
 
 def _look(root: str, key: str, above: Set[tuple[int, int]]) -> ObjectInfo | None:
@@ -251,10 +264,8 @@ class _Walk:
 
     def __init__(self, root: str, prefix: str, after: str, limit: int | None) -> None:
         self._root = root
-        self._next: tuple[str, list[str]] | None = (
-            prefix,
-            after.removeprefix(prefix).split("/") if after.startswith(prefix) else [],
-        )
+        reached = after.removeprefix(prefix) if after.startswith(prefix) else ""
+        self._next: tuple[str, list[str]] | None = (prefix, reached.split("/") if reached else [])
         """A directory to open, and the place in it behind which to begin: the parts of a relative key."""
         self._left = limit
         self._open: list[tuple[str, set[tuple[int, int]], Iterator[str]]] = []

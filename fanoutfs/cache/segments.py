@@ -75,9 +75,9 @@ class SegmentFiles:
     """
 
     def __init__(self, volume: Path) -> None:
-        path = volume / FOLDER
-        path.mkdir(mode=0o700, exist_ok=True)
-        self._folder = os.open(path, _FOLDER_FLAGS)
+        self._path = volume / FOLDER
+        self._path.mkdir(mode=0o700, exist_ok=True)
+        self._folder = os.open(self._path, _FOLDER_FLAGS)
         self._lock = threading.Lock()
         """Guards what follows; never held during I/O on contents."""
         self._active = -1
@@ -121,11 +121,22 @@ class SegmentFiles:
         if number == self._active:
             return self._active_fd
         self.seal()
-        fd = os.open(segment_name(number), _WRITE_FLAGS, 0o600, dir_fd=self._folder)
+        try:
+            fd = os.open(segment_name(number), _WRITE_FLAGS, 0o600, dir_fd=self._folder)
+        except FileNotFoundError:
+            self._make_folder_anew()
+            fd = os.open(segment_name(number), _WRITE_FLAGS, 0o600, dir_fd=self._folder)
         with self._lock:
             self._total_bytes -= self._disk_bytes.pop(number, 0)
             self._active, self._active_fd = number, fd
         return fd
+
+    def _make_folder_anew(self) -> None:
+        """Make the folder that somebody has removed; what was in it is fetched again when it is read."""
+        self._path.mkdir(mode=0o700, exist_ok=True)
+        folder = os.open(self._path, _FOLDER_FLAGS)
+        os.dup2(folder, self._folder, inheritable=False)
+        os.close(folder)
 
     def seal(self) -> None:
         """Close the file that was appended to."""

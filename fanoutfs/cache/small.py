@@ -20,6 +20,7 @@ need no such guard: what a cut took from them fails the checksum, is dropped and
 A daemon killed with -9 loses nothing: the pages are in the kernel's cache.
 """
 
+import contextlib
 import os
 import shutil
 import struct
@@ -95,6 +96,7 @@ class SmallEnvironment:
 
     def __init__(self, volume: Path, *, writable: bool) -> None:
         self.volume = volume
+        self._file_bytes = 0
         lockfile.prepare(volume / FILE_NAME, is_owner=writable)
         self.env = lmdb.open(
             os.fspath(volume / FILE_NAME),
@@ -129,7 +131,9 @@ class SmallEnvironment:
 
     def file_bytes(self) -> int:
         """Return what the file occupies on disk."""
-        return os.stat(self.env.path()).st_blocks * 512
+        with contextlib.suppress(FileNotFoundError):  # (somebody has removed it: LMDB has it open, and goes on)
+            self._file_bytes = os.stat(self.env.path()).st_blocks * 512
+        return self._file_bytes
 
     def close(self) -> None:
         """Close the environment."""

@@ -105,6 +105,8 @@ def _chunks(paths: Iterator[PathLike]) -> Iterator[list[str]]:
 
 def _relative(realpath: "functools._lru_cache_wrapper[str]", mountpoint: str, path: str) -> str | None:
     """Return a path as seen from the mountpoint; None: it lies elsewhere.  Links are resolved once per directory."""
+    if "\0" in path:
+        return None
     folder, name = os.path.split(path)
     real = os.path.join(realpath(folder), name)
     return real[len(mountpoint) + 1 :] if real.startswith(mountpoint + "/") else None

@@ -20,7 +20,7 @@ from fanoutfs.core.changes import Changes
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.staging import Staging
 from fanoutfs.core.stalls import Stalls
-from fanoutfs.errors import FanoutError, StoreBrokenError
+from fanoutfs.errors import BackendError, BucketMissingError, FanoutError, ObjectMissingError, StoreBrokenError
 from fanoutfs.index.format import Inode, attr_times_ns
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
@@ -228,14 +228,21 @@ class Operations(pyfuse3.Operations):
     @_guarded
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._staging.sync(fh, data_only=datasync)
-        if self._wait_until_stored is not None:
-            await self._wait_until_stored(fh)
+        await self._stored(fh)
 
     @_guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._staging.sync_names()
-        if self._wait_until_stored is not None:
-            await self._wait_until_stored(fh)
+        await self._stored(fh)
+
+    async def _stored(self, ino: int) -> None:
+        """Return when the store has an inode, if fsync waits for that."""
+        if self._wait_until_stored is None:
+            return
+        try:
+            await self._wait_until_stored(ino)
+        except (BucketMissingError, ObjectMissingError) as error:  # (ENOENT would say that the open file is not there)
+            raise BackendError(str(error)) from error
 
 
 def token_of(ctx: pyfuse3.RequestContext) -> int:

@@ -61,6 +61,7 @@ class IndexEnvironment:
         self._pin: lmdb.Transaction | None = None
         self._synced_txnid = -1
         self._with_room_bytes = 0
+        self._file_bytes = 0
         self._has_failed = False
         self._points = SavePoints(directory) if is_owner else None
         self._ballast = Ballast(directory) if is_owner else None
@@ -142,7 +143,9 @@ class IndexEnvironment:
     def file_bytes(self) -> int:
         """Return what the file occupies on disk, with the room behind its end and what else is kept for it."""
         ballast_bytes = 0 if self._ballast is None else self._ballast.bytes
-        return os.stat(self.env.path()).st_blocks * 512 + ballast_bytes
+        with contextlib.suppress(FileNotFoundError):  # (somebody has removed it: LMDB has it open, and goes on)
+            self._file_bytes = os.stat(self.env.path()).st_blocks * 512
+        return self._file_bytes + ballast_bytes
 
     @property
     def is_synced(self) -> bool:

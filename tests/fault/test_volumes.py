@@ -1,6 +1,7 @@
 """State that is missing, broken, of another time or of somebody else: rebuilt or refused, never mixed up."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from fanoutfs.records import KIB, MIB
 from tests.fault.children import Children, content, digest, read_digest
 from tests.fault.conftest import Mounter
 from tests.fault.test_kills import status_of
+from tests.support.caches import drop_page_cache
 from tests.support.mounts import Mount, processes_of, run_command, wait_until
 from tests.support.servers import Bucket
 
@@ -155,8 +157,6 @@ def snapshot(root: Path) -> dict[str, str]:
 
 
 def test_cache_directory_removed_while_not_mounted(bucket: Bucket, mount_of: Mounter) -> None:
-    import shutil
-
     mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env, start=False)
     expected = fill_cache(bucket, mount, 0)
     mount.start()
@@ -166,6 +166,25 @@ def test_cache_directory_removed_while_not_mounted(bucket: Bucket, mount_of: Mou
     expected = fill_cache(bucket, mount, 1)
     mount.start()
     check_all(mount, expected)
+
+
+@pytest.mark.parametrize("removed", ["", "volumes/*/segments", "volumes/*/objects"], ids=["all", "segments", "objects"])
+def test_cache_directory_removed_while_mounted(bucket: Bucket, mount_of: Mounter, removed: str) -> None:
+    expected = {"small": content(1, 5000), "large": content(2, 3 * MIB), "later": content(3, 6000)}
+    for name, body in expected.items():
+        bucket.put(name, body)
+    mount = mount_of(bucket.url, endpoint=bucket.endpoint, env=bucket.env)
+    for name in ("small", "large"):
+        assert (mount.path / name).read_bytes() == expected[name]
+    mount.wait_for_fills()
+    for path in mount.cache.glob(removed) if removed else [mount.cache]:
+        shutil.rmtree(path)
+    drop_page_cache()
+    for name, body in expected.items():
+        assert (mount.path / name).read_bytes() == body
+    result = run_command("warm", str(mount.path))
+    assert result.returncode in ((0,) if removed else (0, 26)), result.stderr  # what is open goes on without a name
+    assert mount.counters()["request_errors"] == 0
 
 
 @pytest.mark.parametrize("other_boot", [True, False], ids=["other boot", "same boot"])

@@ -334,6 +334,20 @@ def test_fsync_waits_for_the_store_when_asked_to(bucket: Bucket) -> None:
             assert read(bucket, "a") == b"content"
 
 
+def test_fsync_never_says_that_the_open_file_is_not_there(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    with mounted(f"file://{source}", "-o", "durability=remote,op_timeout=2s") as mount:
+        with open(mount.path / "a", "wb", buffering=0) as stream:
+            stream.write(b"content")
+            source.rename(tmp_path / "away")
+            with pytest.raises(OSError, match="Input/output error"):
+                os.fsync(stream.fileno())
+            (tmp_path / "away").rename(source)
+            os.fsync(stream.fileno())
+        assert (source / "a").read_bytes() == b"content"
+
+
 def test_umount_says_what_is_dirty_and_the_next_mount_uploads_it(bucket: Bucket) -> None:
     with writable(bucket, delay="1h") as mount:
         (mount.path / "a").write_bytes(b"content")

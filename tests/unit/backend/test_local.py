@@ -45,6 +45,28 @@ def test_broken_and_looping_symlinks_and_fifos_are_hidden(tmp_path: Path) -> Non
             LocalBackend(str(tmp_path)).head(key)
 
 
+@pytest.mark.parametrize("target", [".", "..", "../..", "/"])
+def test_links_to_directories_above_are_hidden(tmp_path: Path, target: str) -> None:
+    """Above the source, too: a mount may lie there, and through it there is no end again."""
+    source = tmp_path / "above/source"
+    (source / "d").mkdir(parents=True)
+    (source / "d/up").symlink_to(target)
+    (source / "d/file").touch()
+    assert _names(source, "d/") == (["d/file"], [], 1)
+    (page,) = list(LocalBackend(str(source)).scan(""))
+    assert [info.key for info in page.objects] == ["d/", "d/file"]
+    assert page.hidden == 1
+
+
+def test_scan_counts_what_is_hidden_at_the_root_once(tmp_path: Path) -> None:
+    for name in ("a", "line\nbreak", "z\rend"):
+        (tmp_path / name).touch()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/tab\t").touch()
+    assert sum(page.hidden for page in LocalBackend(str(tmp_path)).scan("")) == 3
+    assert sum(page.hidden for page in LocalBackend(str(tmp_path)).scan("", "a")) == 1, "counted by who began"
+
+
 def test_file_replaced_by_a_fifo_does_not_hold_the_reader(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     backend = LocalBackend(str(tmp_path))
