@@ -215,6 +215,8 @@ def _above(root: str) -> set[tuple[int, int]]:
     for parent in Path(os.path.realpath(root)).parents:
         with contextlib.suppress(OSError):
             identities.add(_identity(os.stat(parent)))
+    with contextlib.suppress(OSError):
+        identities.discard(_identity(os.stat(root)))  # (one of them may be mounted here once more: it is no circle yet)
     return identities
 
 

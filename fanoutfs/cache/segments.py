@@ -135,8 +135,10 @@ class SegmentFiles:
         """Make the folder that somebody has removed; what was in it is fetched again when it is read."""
         self._path.mkdir(mode=0o700, exist_ok=True)
         folder = os.open(self._path, _FOLDER_FLAGS)
-        os.dup2(folder, self._folder, inheritable=False)
-        os.close(folder)
+        try:
+            os.dup2(folder, self._folder, inheritable=False)
+        finally:
+            os.close(folder)
 
     def seal(self) -> None:
         """Close the file that was appended to."""

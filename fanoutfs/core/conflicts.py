@@ -25,7 +25,7 @@ from fanoutfs.core.properties import is_ours, owner_of
 from fanoutfs.errors import BackendError, ObjectMissingError, StaleInodeError
 from fanoutfs.index.format import Ownership
 from fanoutfs.index.names import NAME_MAX_BYTES
-from fanoutfs.index.operations import Change, is_same_version
+from fanoutfs.index.operations import Change, ChangeKind, is_same_version
 from fanoutfs.index.publishing import NoteConflict
 from fanoutfs.index.removal import RemoveLost
 from fanoutfs.index.transaction import IndexTransaction
@@ -37,6 +37,8 @@ from fanoutfs.records import PART_BYTES, ObjectInfo, Version
 log = logging.getLogger(__name__)
 
 _HOST_BYTES: Final = 64
+_SURE_S: Final = 2.0
+"""What is missing is looked for once more so much later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,13 @@ class Finding:
     """Somebody else's object."""
 
     foreign: ObjectInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of an object of ours by somebody else's doing.  version: of what is there now; None: nothing."""
+
+    version: Version | None
 
 
 class Displaced(Exception):  # noqa: N818 - not an error: the inode's turn comes again
@@ -128,28 +137,45 @@ class Conflicts:
             log.warning("conflict: both versions are kept key=%s ours=%s", key, name.decode(errors="replace"))
             await self._publish(changes)
 
-    async def remove_lost(self, ino: int, source: ObjectInfo) -> bool:
-        """Take the name of a renamed file away if its object is not there any more as we knew it.  Checkpoint.
+    async def fate(self, source: ObjectInfo) -> Fate | None:
+        """Return what somebody else did to an object; None: it is there as we know it.  Checkpoint.
 
-        Tells whether that was so.  What somebody else put in its place stays, under the old name.  Raises BackendError.
+        One that is missing is looked for once more, after a while: some stores forget for a moment.  Raises
+        BackendError.
         """
-        try:
-            found = await trio.to_thread.run_sync(partial(self._backend.details, source.key), abandon_on_cancel=True)
-        except ObjectMissingError:
-            become = "removed"
-        else:
-            become = "" if is_same_version(source.version, found.info.version) else "changed"
-        if not become:
+        look = partial(self._backend.details, source.key)
+        for pause_s in (_SURE_S, 0.0):
+            try:
+                found = (await trio.to_thread.run_sync(look, abandon_on_cancel=True)).info.version
+            except ObjectMissingError:
+                await trio.sleep(pause_s)
+                continue
+            return None if is_same_version(source.version, found) else Fate(found)
+        return Fate(None)
+
+    async def remove_lost(self, ino: int, source: ObjectInfo) -> bool:
+        """Take the name of a file away whose object is not there any more as we knew it.  Checkpoint.
+
+        Tells whether that was so.  What somebody else put in its place stays; the name leads there, if it is still the
+        same.  Raises BackendError.
+        """
+        fate = await self.fate(source)
+        if fate is None:
             return False
-        lost = RemoveLost(ino, source.key, source.version.etag, self._clock.wall_ns(), self._root_prefix)
+        now_ns = self._clock.wall_ns()
+        lost = RemoveLost(
+            ino, source.key, source.version.etag, fate.version, self._ownership, now_ns, self._root_prefix
+        )
         changes = await self._writer.run(lost.apply)
-        if changes:
+        for change in changes:
             bump(self._row, Count.CONFLICTS)
             log.warning(
-                "a file is gone: somebody else has %s its object before it followed a rename, and not all of it was"
-                " cached key=%s name=%s", become, source.key, changes[0].name.decode(errors="replace")
+                "%s name=%s: somebody else has %s its object before a rename or new attributes reached it, and not all"
+                " of it was cached key=%s",
+                "a file shows what others made of it" if change.kind is ChangeKind.REPLACED else "a file is gone",
+                change.name.decode(errors="replace"), "changed" if fate.version else "removed", source.key
             )  # fmt: skip
-            await self._publish(changes)
+        await self._publish(changes)
         return bool(changes)
 
     def _is_same(self, info: ObjectInfo, size_bytes: int, read: Callable[[int, int], bytes]) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import trio
 
+from fanoutfs.core.awaited import Awaited
 from fanoutfs.core.jobs import Job, Jobs
 from fanoutfs.core.moves import Moves
 from fanoutfs.core.publishing import Publisher
@@ -63,34 +64,31 @@ class Drains:
         inos = self._dirty_below(key)
         unsure = self._unsure(key, inos)
 
-        attempts = self._uploads.retry(inos)
+        awaited = Awaited(self._uploads, self._publisher.facts.further_names, inos)
         self._moves.retry()
 
         async def work(job: Job) -> None:
-            await self._drain(job, key, attempts, unsure)
+            await self._drain(job, key, awaited, unsure)
 
         # Each is a job of its own: one under way does not wait for what became dirty since.
         return {"job": self._jobs.start("drain", None, work).id, "files": len(inos)}
 
-    async def _drain(self, job: Job, key: str, attempts: Mapping[int, int], unsure: set[int]) -> None:
-        """Wait for these inodes, and for those of which an object may be there unnoticed.
-
-        attempts: how often each was tried before.
-        """
-        total, left = len(attempts), set(attempts)
+    async def _drain(self, job: Job, key: str, awaited: Awaited, unsure: set[int]) -> None:
+        """Wait for these inodes, and for those of which an object may be there unnoticed."""
+        total = len(awaited.left)
         seen_at: dict[int, float] = {}
         while True:
-            left = self._uploads.still_waiting(left)
-            self._uploads.hurry(left)
+            awaited.look()
+            left = len(awaited.left)
+            self._uploads.hurry(awaited.left)
             await self._release_unlinked(key, seen_at)
             self._moves.hurry()
             departed = self._moves.is_busy(key) or bool(self._unlinked_below(key))
             unsure = {ino for ino in unsure if self._publisher.facts.intent(ino) is not None}
-            job.progress.update(files=total, done=total - len(left), moving=departed)
+            job.progress.update(files=total, done=max(0, total - left), moving=departed)
             if not left and not departed and not unsure:
                 return
-            self._raise_refusal({ino: attempts.get(ino, 0) for ino in left})
-            if not left and (refusal := self._moves.refusal()) is not None:
+            if (refusal := awaited.refusal() if left else self._moves.refusal()) is not None:
                 raise refusal
             if unsure:
                 await self._publisher.resolve_intents(self._uploads.is_queued)
@@ -130,15 +128,6 @@ class Drains:
         return found == key or key == self._root_prefix or (key.endswith("/") and found.startswith(key))
 
     # --- uploads -----------------------------------------------------------------------------------------------
-
-    def _raise_refusal(self, left: Mapping[int, int]) -> None:
-        """Raise what the store said when it has refused everything that is left."""
-        errors = [self._uploads.error_of(ino, attempts) for ino, attempts in left.items()]
-        refusals = [
-            error for error in errors if error is not None and not isinstance(error, TransientError | DeadlineError)
-        ]
-        if refusals and len(refusals) == len(errors):
-            raise refusals[0]
 
     def _key(self, path: bytes) -> str:
         ino = self._locate(path)

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import trio
 
+from fanoutfs.core.awaited import Awaited
 from fanoutfs.core.classes import StorageClasses
 from fanoutfs.core.control import Command
 from fanoutfs.core.facts import Asked
@@ -21,7 +22,7 @@ from fanoutfs.core.tiers import paths_of
 from fanoutfs.core.uploads import Uploads
 from fanoutfs.core.walking import TreeWalk
 from fanoutfs.core.warming import Warming
-from fanoutfs.errors import DeadlineError, FanoutError, ObjectMissingError, TransientError, UsageError
+from fanoutfs.errors import FanoutError, ObjectMissingError, UsageError
 from fanoutfs.index.format import Inode
 from fanoutfs.index.reader import IndexReader
 
@@ -92,25 +93,25 @@ class Handing:
 
     async def _upload(self, job: Job, dirty: Mapping[int, str], storage_class: str) -> None:
         """Upload these and wait.  Raises what the store says when it refuses all that is left."""
-        attempts = self._uploads.ask(dirty, Asked(storage_class))
-        left = set(dirty)
-        while left:
+        awaited = Awaited(self._uploads, self._further_names, dirty, Asked(storage_class))
+        while awaited.left:
+            left = awaited.left & dirty.keys()
             refused = {ino for ino in left if self._uploads.is_refused(ino)}
             for ino in refused:
-                if ino in dirty:
-                    _add(job.result["refused"], dirty[ino])
-            waiting = self._uploads.still_waiting(left - refused)
-            gone = left & set(dirty) - refused - waiting
-            job.result["uploaded"] += len(gone)
-            job.progress["done"] += len(gone) + len(refused)
-            left = waiting
-            if not left:
+                _add(job.result["refused"], dirty[ino])
+            awaited.look()
+            uploaded = len(left - refused - awaited.left)
+            job.result["uploaded"] += uploaded
+            job.progress["done"] += uploaded + len(refused)
+            if not awaited.left:
                 return
-            errors = [self._uploads.error_of(ino, attempts.get(ino, 0)) for ino in left]
-            refusals = [error for error in errors if error and not isinstance(error, TransientError | DeadlineError)]
-            if refusals and len(refusals) == len(errors):
-                raise refusals[0]
+            if (refusal := awaited.refusal()) is not None:
+                raise refusal
             await trio.sleep(_LOOK_S)
+
+    def _further_names(self, ino: int) -> list[int]:
+        with self._reader.begin() as txn:
+            return self._reader.changed(txn).links(ino)
 
     async def _reclass(self, job: Job, files: Iterator[tuple[str, Inode]], count: int, storage_class: str) -> None:
         job.progress["files"] += count

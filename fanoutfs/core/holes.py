@@ -104,12 +104,14 @@ class Holes:
         with self._kept_away(victims):
             for part, size_bytes in victims.items():
                 # Others see the commit before it is told here: for that moment the part counts twice, never not at all.
+                earlier = self._unpunched.get(part)
                 self._unpunched[part] = size_bytes, disk_of_part(self._environment, part) or 0
                 mask, dropped_bytes, disk = await self._writer.run(DropBlocks(*part, -1).apply)
                 if mask:
                     dropped[part] = disk
-                else:  # it went with its disk
+                elif part in self._unpunched:  # it went with its disk; else with its file
                     del self._unpunched[part]
+                    self._unpunched |= {} if earlier is None else {part: earlier}
                 freed += dropped_bytes
             await self._grace.wait()
             for part, disk in dropped.items():
@@ -121,7 +123,8 @@ class Holes:
     async def free(self, inos: tuple[int, ...]) -> list[int]:
         """Remove orphans from the index, then their cache files; return which were there.  Checkpoint.
 
-        Their bytes count until the disks have them back.  Raises OSError (of disk 0), DatabaseError.
+        Their bytes count until the disks have them back; those of a file that cannot be removed are punched by and by.
+        Raises DatabaseError.
         """
         held = {ino: parts for ino in inos if (parts := held_parts(self._environment, ino))}
         self._leaving |= held
@@ -134,8 +137,12 @@ class Holes:
             self._unpunched |= held.get(ino, {})
         await self._grace.wait()
         for ino in gone:
-            self._files.remove(ino)
-            self._forget_unpunched(ino)
+            try:
+                self._files.remove(ino)
+            except OSError as error:
+                log.warning("cannot remove a cache file ino=%d: %s", ino, error)
+            else:
+                self._forget_unpunched(ino)
         return gone
 
     async def retry(self) -> None:

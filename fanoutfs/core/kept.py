@@ -10,7 +10,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
-from fanoutfs.core.conflicts import Displaced
+from fanoutfs.core.conflicts import Conflicts, Displaced
 from fanoutfs.core.facts import Facts, FactsReader, Outcome
 from fanoutfs.core.late import LateRequests
 from fanoutfs.core.rulings import Rulings
@@ -36,6 +36,7 @@ class KeptFiles:
         late: LateRequests,
         lock: Callable[[int | str], AbstractAsyncContextManager[None]],
         put_copy: Callable[[Facts, ObjectInfo, None], Awaitable[Version]],
+        conflicts: Conflicts,
         writer: GroupWriter[IndexTransaction],
         root_prefix: str,
         note_object: Callable[..., Awaitable[Outcome]],
@@ -48,6 +49,7 @@ class KeptFiles:
         self._late = late
         self._lock = lock
         self._put_copy = put_copy
+        self._conflicts = conflicts
         self._writer = writer
         self._root_prefix = root_prefix
         self._note_object = note_object
@@ -82,6 +84,8 @@ class KeptFiles:
         except Displaced:
             return
         except (VersionGoneError, ObjectMissingError):
+            if await self._conflicts.fate(facts.source) is None:
+                raise
             if not await self._writer.run(LetGo(facts.ino, self._root_prefix, is_there=False).apply):
                 raise
         else:

@@ -72,7 +72,7 @@ class OrphanReaper:
         while True:
             try:
                 await self.sweep(_MIN_AGE_NS)
-            except (DatabaseError, OSError) as error:
+            except DatabaseError as error:
                 log.warning("orphans stay for now: %s", error)
             await trio.sleep(_PERIOD_S)
 

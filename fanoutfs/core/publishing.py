@@ -134,6 +134,7 @@ class Publisher:
             late=late,
             lock=self.lock,
             put_copy=self._put_copy,
+            conflicts=conflicts,
             writer=writer,
             root_prefix=root_prefix,
             note_object=self.published,

@@ -19,7 +19,7 @@ import itertools
 import json
 import logging
 import random
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import trio
@@ -267,19 +267,22 @@ class Uploads:
         once nothing has been getting through for `op_timeout`; it is tried on.  Names that are never uploaded are not
         waited for; further hard links are, of which each is a copy of the first name's object.
         """
-        await self._wait(ino)
+        await self._wait(ino, ino)
         for cookie in self._publisher.facts.further_names(ino):
-            await self._wait(cookie)
+            await self._wait(cookie, ino)
 
-    async def _wait(self, ino: int) -> None:
+    async def _wait(self, ino: int, first: int) -> None:
+        """Wait for an inode, or for a further name of one: that can be put only while `first` is clean."""
         await trio.lowlevel.checkpoint()
         self.take_up(ino)
         started_at = trio.current_time()
         while (entry := self._entries.get(ino)) is not None and not entry.is_never:
-            if entry.tried_at < started_at:
-                self.retry((ino,))
-            else:
-                self.hurry((ino,))
+            concerned = {each: found for each in (ino, first) if (found := self._entries.get(each)) is not None}
+            for each, found in concerned.items():
+                if found.tried_at < started_at:
+                    self.retry((each,))
+                else:
+                    self.hurry((each,))
             with trio.move_on_after(self._op_timeout_s):
                 await entry.done.wait()
                 continue
@@ -288,8 +291,9 @@ class Uploads:
             patience_s = self._op_timeout_s + (LATE_S if entry.blocked else 0.0)
             # One that is blocked may not be tried itself for as long as what is in its way is not.
             since = started_at if now < started_at + patience_s + _BACKOFF_MAX_S else float("-inf")
-            failure = (entry.failed_at >= since and entry.error) or (self._trouble_at >= since and self._trouble)
-            if failure and now - max(self._progress_at, started_at) >= patience_s:
+            errors = [found.error for found in concerned.values() if found.failed_at >= since and found.error]
+            failure = errors[0] if errors else self._trouble if self._trouble_at >= since else None
+            if failure is not None and now - max(self._progress_at, started_at) >= patience_s:
                 raise failure
 
     def error_of(self, ino: int, attempts: int) -> FanoutError | None:
@@ -321,17 +325,6 @@ class Uploads:
         """Return the inodes that are to be uploaded, without those that never are."""
         self.catch_up()
         return [ino for ino, entry in self._entries.items() if not entry.is_never]
-
-    def still_waiting(self, inos: Set[int]) -> set[int]:
-        """Return which of these are still to be uploaded, and the further names of those that just were.
-
-        Their objects are copies of the first name's, so that they become dirty when that is there.
-        """
-        waiting = set(self.waiting())
-        left = waiting & inos
-        for ino in inos - waiting:
-            left |= waiting.intersection(self._publisher.facts.further_names(ino))
-        return left
 
     # --- the queue -------------------------------------------------------------------------------------------------
 

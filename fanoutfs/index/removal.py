@@ -8,11 +8,13 @@ also by a core that finds it after a crash.
 from dataclasses import dataclass
 from typing import Final
 
-from fanoutfs.index.format import Inode
+from fanoutfs.index.format import Inode, Ownership
+from fanoutfs.index.intents import intent_name
 from fanoutfs.index.keeping import is_kept, takes_no_names
-from fanoutfs.index.operations import Change, ChangeKind, mark_changed, remove_leaf
+from fanoutfs.index.operations import Change, ChangeKind, Child, add_child, mark_changed, remove_leaf
 from fanoutfs.index.places import Places
 from fanoutfs.index.transaction import IndexTransaction
+from fanoutfs.records import Version
 
 REMOVALS_PER_APPLY: Final = 2000
 """How many names one transaction takes away at most: about 30 ms of the writer's time."""
@@ -46,33 +48,41 @@ class RemoveName:
 
 @dataclass(frozen=True, slots=True)
 class RemoveLost:
-    """Take the name of a file away whose object somebody else changed or removed before it could follow a rename.
+    """Take the name of a file away whose object somebody else changed or removed, so that it has no content any more.
 
-    key, etag: of that object, of which nothing is to be removed in the store: what is there is not ours.  A file of
-    which anything is staged, or that has further names, stays.  Returns the changes, none when it stays.
+    key, etag: of that object, of which nothing is to be removed in the store: what is there is not ours.  foreign: what
+    is there now; the name leads to that if it is its name.  A file of which anything is staged, or that has further
+    names, stays.  Returns the changes, none when it stays.
     """
 
     ino: int
     key: str
     etag: str
+    foreign: Version | None
+    ownership: Ownership
     now_ns: int
     root_prefix: str
 
     def apply(self, txn: IndexTransaction) -> list[Change]:
         inode = txn.inode(self.ino)
-        place = Places.of_transaction(txn, self.root_prefix).place(self.ino)
+        places = Places.of_transaction(txn, self.root_prefix)
+        place = places.place(self.ino)
         if inode is None or place is None or txn.is_orphan(self.ino):
             return []
         if inode.is_staged or inode.links > 1 or (inode.key, inode.etag) != (self.key, self.etag):
             return []
+        is_replaced = self.foreign is not None and places.key(self.ino) == self.key
         departed = txn.changed.departed(self.key)
         if departed is not None and departed.ino == self.ino:
             txn.changed.delete_departed(self.key)
+        txn.delete_settings(intent_name(self.ino))  # the copy was refused: nothing of ours came to be
         txn.changed.delete_dirty(self.ino)
         txn.changed.delete_name(self.ino)
         remove_leaf(txn, *place, self.ino, self.now_ns)
+        if is_replaced:
+            add_child(txn, place[0], Child(place[1], self.key, self.foreign), self.ownership, self.now_ns)
         mark_changed(txn, place[0], self.now_ns)
-        return [Change(ChangeKind.REMOVED, *place, self.ino)]
+        return [Change(ChangeKind.REPLACED if is_replaced else ChangeKind.REMOVED, *place, self.ino)]
 
 
 @dataclass(slots=True)

@@ -101,3 +101,19 @@ def test_unreadable_file_is_denied(tmp_path: Path) -> None:
     (tmp_path / "a").chmod(0)
     with pytest.raises((AccessDeniedError, VersionGoneError)):
         backend.get_range("a", 0, 3, version)
+
+
+def test_source_in_which_a_directory_above_it_is_mounted_once_more_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `mount --bind / /mnt/root`: the source is the same directory as one above it."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").touch()
+    found = os.stat(tmp_path)
+    real = os.stat
+
+    def stat(path: object, **how: bool) -> os.stat_result:
+        return found if str(path).rstrip("/") == str(tmp_path / "source") else real(path, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert _names(tmp_path / "source") == (["file"], [], 0)

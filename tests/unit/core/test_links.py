@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from fanoutfs.core.awaited import Awaited
+from fanoutfs.core.facts import Asked, Facts, Outcome
+from fanoutfs.errors import BackendError
 from tests.unit.core.flat import FlatBackend
 from tests.unit.core.rig import running_core
 from tests.unit.core.sender import Sender, sending
@@ -88,12 +91,69 @@ async def test_who_waits_for_a_file_waits_for_its_further_names(tmp_path: Path) 
         uploads, ino = sender.outbound.uploads, (await sender.inode("a")).ino
         await sender.write("a", 0, b"new")
         assert uploads.waiting() == [ino]
-        left, seen = {ino}, set[int]()
-        while left := uploads.still_waiting(left):
-            seen |= left
+        awaited, seen = Awaited(uploads, sender.outbound.publisher.facts.further_names, [ino]), set[int]()
+        while awaited.left:
+            seen |= awaited.left
             await trio.lowlevel.checkpoint()
+            awaited.look()
         assert len(seen) == 2
         assert sender.bucket() == {"a": b"new", "d/b": b"new"}
         await sender.write("a", 0, b"now")
         await uploads.wait(ino)
         assert sender.bucket() == {"a": b"now", "d/b": b"now"}
+
+
+async def test_wait_for_a_further_name_ends_with_what_refuses_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_core(tmp_path, make_backend=FlatBackend) as rig, sending(rig, tmp_path) as sender:
+        await sender.create("a", b"old")
+        await sender.link("a", "b")
+        await sender.settled()
+        uploads, publisher = sender.outbound.uploads, sender.outbound.publisher
+        monkeypatch.setattr(uploads, "_op_timeout_s", 0.2)
+        ino = (await sender.inode("a")).ino
+        put_content, put_link = publisher._publish_content, publisher._publish_link
+        is_refused = False
+
+        async def content(facts: Facts, **how: bool) -> Outcome:
+            if is_refused:
+                raise BackendError("refused")
+            return await put_content(facts, **how)
+
+        async def link(facts: Facts) -> Outcome:
+            nonlocal is_refused
+            if not is_refused:
+                is_refused = True
+                await sender.write("a", 0, b"now")  # and before the further name has what the first one had
+            return await put_link(facts)
+
+        monkeypatch.setattr(publisher, "_publish_content", content)
+        monkeypatch.setattr(publisher, "_publish_link", link)
+        await sender.write("a", 0, b"new")
+        awaited = Awaited(uploads, publisher.facts.further_names, [ino])
+        with pytest.raises(BackendError, match="refused"):
+            await uploads.wait(ino)
+        while (refusal := awaited.refusal()) is None:
+            awaited.look()
+            await trio.sleep(0.05)
+        assert str(refusal) == "refused"
+
+
+async def test_push_of_a_file_takes_its_further_names_along(tmp_path: Path) -> None:
+    async with (
+        running_core(tmp_path, make_backend=FlatBackend) as rig,
+        sending(rig, tmp_path, upload_delay=300.0, upload_deadline=300.0) as sender,
+    ):
+        await sender.create("a", b"new")
+        await sender.link("a", "b")
+        awaited = Awaited(
+            sender.outbound.uploads,
+            sender.outbound.publisher.facts.further_names,
+            [(await sender.inode("a")).ino],
+            Asked(""),
+        )
+        while awaited.left:
+            await trio.sleep(0.01)
+            awaited.look()
+        assert sender.bucket() == {"a": b"new", "b": b"new"}

@@ -1,5 +1,6 @@
 """Freeing replaced inodes once the kernel has forgotten them."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from fanoutfs.core.orphans import OrphanReaper
 from fanoutfs.core.readahead import ReadAhead
+from fanoutfs.index.victims import cached_parts
 from fanoutfs.observe.catalog import Count
 from fanoutfs.records import MIB, ROOT_INO
 from tests.unit.core.rig import Rig, running_core
@@ -90,6 +92,57 @@ async def test_what_goes_counts_until_the_disk_has_it_back(
         assert min(counted) > full_bytes - MIB
         assert core.space.used_bytes() < full_bytes - 8 * MIB
         assert core.space.holes.unpunched_bytes == 0
+
+
+async def test_orphan_that_goes_while_its_parts_are_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_core(tmp_path) as core:
+        inode = await core.put("a", os.urandom(20 * MIB))
+        await core.fills.ensure(inode.ino, 0, 20 * MIB)
+        await core.put("a", b"new")
+        victims = cached_parts(core.environment, inode.ino)
+        assert len(victims) > 1
+        run: Any = core.writer.run
+        is_gone = False
+
+        async def commit(change: Any) -> Any:
+            nonlocal is_gone
+            result = await run(change)
+            if not is_gone:
+                is_gone = True
+                assert await reaper(core, Kernel()).sweep(0) == 1
+            return result
+
+        monkeypatch.setattr(core.writer, "run", commit)
+        await core.space.holes.give_up(victims)
+        assert core.space.holes.unpunched_bytes == 0
+        assert not (tmp_path / "objects" / core.files.relative_path(inode.ino)).exists()
+
+
+async def test_cache_file_that_cannot_be_removed_gives_its_bytes_back_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_core(tmp_path) as core:
+        inodes = []
+        for name in "abc":
+            inodes.append(await core.put(name, os.urandom(9 * MIB)))
+            await core.fills.ensure(inodes[-1].ino, 0, 9 * MIB)
+        for name in "abc":
+            await core.put(name, b"new")
+        remove = core.files.remove
+
+        def refuse(ino: int) -> None:
+            if ino == inodes[0].ino:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            remove(ino)
+
+        monkeypatch.setattr(core.files, "remove", refuse)
+        assert await reaper(core, Kernel()).sweep(0) == 3
+        paths = [tmp_path / "objects" / core.files.relative_path(inode.ino) for inode in inodes]
+        assert [path.exists() for path in paths] == [True, False, False]
+        assert core.space.holes.unpunched_bytes == 9 * MIB
+        await core.space.holes.retry()
+        assert core.space.holes.unpunched_bytes == 0
+        assert paths[0].stat().st_blocks == 0
 
 
 async def test_young_orphan_is_left_alone(tmp_path: Path) -> None:
