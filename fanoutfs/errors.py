@@ -105,9 +105,11 @@ class CredentialsError(BackendError):
 
 
 class BucketMissingError(BackendError):
-    """The bucket, container or directory of the source does not exist."""
+    """The bucket, container or directory of the source does not exist.
 
-    errno_code = errno.ENOENT
+    EIO: an ENOENT of getdents(2) is an empty directory to the C library, and to `rsync --delete`.
+    """
+
     exit_code = 22
 
 
@@ -119,9 +121,12 @@ class AccessDeniedError(BackendError):
 
 
 class ObjectMissingError(BackendError):
-    """The object does not exist (any more) (404)."""
+    """The object does not exist (any more) (404).
 
-    errno_code = errno.ENOENT
+    ESTALE, as for BucketMissingError: the name was there when it was looked up.
+    """
+
+    errno_code = errno.ESTALE
 
 
 class VersionGoneError(BackendError):

@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from fanoutfs.config.directories import control_socket, keeper_socket
+from fanoutfs.config.directories import control_socket, keeper_socket, other_runtime_dirs
 from fanoutfs.config.units import show_duration
 from fanoutfs.errors import DaemonDiedError, FanoutError
+from fanoutfs.keeper.mountinfo import find_mount
 
 TIMEOUT_S: Final = 30.0
 """For a command that the daemon works on."""
@@ -236,15 +237,32 @@ def _connect(mountpoint: Path, path: Path, timeout_s: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     connection.settimeout(timeout_s)
     try:
-        connection.connect(os.fspath(path))
+        path = _connect_to(connection, path, *(place / path.name for place in other_runtime_dirs()))
     except OSError as error:
         connection.close()
+        info = find_mount(mountpoint)
+        if info is not None and info.owner_uid not in (None, os.geteuid()):
+            asks = f"it was mounted by user {info.owner_uid}, ask as that one: sudo -u '#{info.owner_uid}' fanoutfs …"
+            raise DaemonDiedError(f"the daemon of {mountpoint} answers its own user: {asks}") from None
         raise DaemonDiedError(f"the daemon of {mountpoint} cannot be reached at {path}: {_reason(error)}") from None
     owner = _peer(connection)[1]
     if owner not in (0, os.geteuid()):
         connection.close()
         raise DaemonDiedError(f"the socket {path} belongs to user {owner}, not to a daemon of ours")
     return connection
+
+
+def _connect_to(connection: socket.socket, *paths: Path) -> Path:
+    """Connect to the first of these that is there; return it.  Raises OSError, of the first."""
+    failure: OSError | None = None
+    for path in paths:
+        try:
+            connection.connect(os.fspath(path))
+        except FileNotFoundError as error:
+            failure = failure or error
+        else:
+            return path
+    raise failure or FileNotFoundError
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:

@@ -28,6 +28,13 @@ def runtime_dir() -> Path:
     return Path(base) / "fanoutfs" if base else Path(f"/tmp/fanoutfs-{os.geteuid()}")  # noqa: S108 - the keeper makes it 0700
 
 
+def other_runtime_dirs() -> tuple[Path, ...]:
+    """Return where sockets of this user's daemons may be as well: one was mounted with $XDG_RUNTIME_DIR, or without."""
+    uid = os.geteuid()
+    known = (Path(f"/run/user/{uid}/fanoutfs"), Path(f"/tmp/fanoutfs-{uid}"))  # noqa: S108 - peers are checked
+    return () if uid == 0 else tuple(path for path in known if path != runtime_dir())
+
+
 def control_socket(mountpoint: Path) -> Path:
     """Return the control socket of the mount at this (absolute, symlink-free) path."""
     digest = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]

@@ -20,7 +20,7 @@ from fanoutfs.core.changes import Changes
 from fanoutfs.core.filesystem import FileSystem
 from fanoutfs.core.staging import Staging
 from fanoutfs.core.stalls import Stalls
-from fanoutfs.errors import BackendError, BucketMissingError, FanoutError, ObjectMissingError, StoreBrokenError
+from fanoutfs.errors import BackendError, FanoutError, ObjectMissingError, StoreBrokenError
 from fanoutfs.index.format import Inode, attr_times_ns
 from fanoutfs.observe.catalog import Count
 from fanoutfs.observe.shared import bump
@@ -241,7 +241,7 @@ class Operations(pyfuse3.Operations):
             return
         try:
             await self._wait_until_stored(ino)
-        except (BucketMissingError, ObjectMissingError) as error:  # (ENOENT would say that the open file is not there)
+        except ObjectMissingError as error:  # (ESTALE would say that the open file is not there)
             raise BackendError(str(error)) from error
 
 

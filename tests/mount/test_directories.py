@@ -12,7 +12,7 @@ import pytest
 from tests.mount import kernel
 from tests.support.caches import drop_page_cache
 from tests.support.mounts import Mount, mounted, wait_until
-from tests.support.servers import S3Server
+from tests.support.servers import Bucket, S3Server
 
 ENTRIES = 5_200
 NAMES = [f"{number:05d}-{'x' * (number % 40)}" for number in range(ENTRIES)]
@@ -213,3 +213,26 @@ def test_background_listing_keeps_stable_names_while_the_backend_changes(source:
             _change_step(directory, step)
             step += 1
         wait_until(lambda: sorted(os.listdir(path)) == sorted(os.listdir(directory)), "the last change is visible")
+
+
+def test_directory_of_a_bucket_that_is_gone_is_an_error_and_not_empty(moto_bucket: Bucket) -> None:
+    """ENOENT of getdents(2) is the end of a directory to the C library: `rsync --delete` would empty its copy."""
+    keys = ("a/listed", "b/not listed", "large")
+    for key in keys:
+        moto_bucket.put(key, b"content" * 100_000)
+    with mounted(
+        moto_bucket.url, "--endpoint-url", moto_bucket.endpoint, "-o", "op_timeout=5s", env=moto_bucket.env
+    ) as mount:
+        assert os.listdir(mount.path / "a") == ["listed"]
+        with open(mount.path / "large", "rb") as stream:
+            for key in keys:
+                moto_bucket.delete(key)
+            moto_bucket.client.delete_bucket(Bucket=moto_bucket.name)
+            with pytest.raises(OSError, match=r"Input/output error|Stale file handle"):
+                stream.read()
+        assert os.listdir(mount.path / "a") == ["listed"]
+        with pytest.raises(OSError, match="Input/output error"):
+            os.listdir(mount.path / "b")
+        result = subprocess.run(["ls", mount.path / "b"], capture_output=True, text=True, check=False)
+        assert result.returncode != 0
+        assert "Input/output error" in result.stderr

@@ -205,3 +205,18 @@ def test_ordinary_user_measures_the_own_mount_with_its_counters(base: Path, buck
     assert re.search(r"from the store +MiB +2$", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"messages to the daemon +0$", done.stdout, re.MULTILINE), done.stdout
     assert done.stdout.endswith("\n0\n")
+
+
+def test_daemon_is_found_from_another_session_and_says_whose_it_is(base: Path, bucket: Bucket) -> None:
+    """Mounted by cron, asked from a login: one of them has $XDG_RUNTIME_DIR."""
+    script = """
+        fanoutfs mount "$SOURCE" mnt --endpoint-url "$ENDPOINT" --read-only
+        mkdir -m 700 run
+        XDG_RUNTIME_DIR="$HOME/run" fanoutfs status mnt | head -n 1 | cut -d ' ' -f 1
+        """
+    ask = f'{base}/venv/bin/python -m fanoutfs status "$HOME/mnt" 2>&1; umount "$HOME/mnt"'
+    done = _as_nobody(base, script, bucket, then_as_root=ask)
+    assert done.stderr == ""
+    own, foreign = done.stdout.splitlines()
+    assert own == f"{base}/home/mnt"
+    assert f"it was mounted by user {NOBODY}, ask as that one" in foreign
