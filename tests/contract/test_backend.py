@@ -340,10 +340,6 @@ def test_directory_that_leads_back_to_one_above_it_is_hidden_from_scan_and_listi
     (source / "a/up").symlink_to(target)
     backend = LocalBackend(str(source))
     keys = [info.key for page in backend.scan("") for info in page.objects]
-    if target == "../..":  # only below it the source comes again
-        assert keys == ["a/", "a/file", "a/up/", "b/", "b/file", "b/up/"]
-        assert [page.prefixes for page in backend.list("a/up/")] == [()]
-        return
     assert keys == ["a/", "a/file", "b/", "b/file"]
     for prefix, hidden in (("a/", 1), ("b/", 1), ("a/up/", 0)):
         pages = list(backend.list(prefix))
