@@ -20,7 +20,6 @@ need no such guard: what a cut took from them fails the checksum, is dropped and
 A daemon killed with -9 loses nothing: the pages are in the kernel's cache.
 """
 
-import contextlib
 import os
 import shutil
 import struct
@@ -34,7 +33,7 @@ from fanoutfs.cache.segments import FOLDER, SegmentDescriptors
 from fanoutfs.index import lockfile
 from fanoutfs.index.format import INO_KEY
 from fanoutfs.index.savepoint import instance_of
-from fanoutfs.index.store import LMDB_ENGINE, MAX_READERS, extend_to_header
+from fanoutfs.index.store import LMDB_ENGINE, MAX_READERS, extend_to_header, occupied_bytes
 from fanoutfs.records import MIB
 
 FORMAT_VERSION: Final = 2
@@ -131,8 +130,7 @@ class SmallEnvironment:
 
     def file_bytes(self) -> int:
         """Return what the file occupies on disk."""
-        with contextlib.suppress(FileNotFoundError):  # (somebody has removed it: LMDB has it open, and goes on)
-            self._file_bytes = os.stat(self.env.path()).st_blocks * 512
+        self._file_bytes = occupied_bytes(self.env, self._file_bytes)
         return self._file_bytes
 
     def close(self) -> None:

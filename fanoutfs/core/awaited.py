@@ -5,7 +5,7 @@ the store, and can be put only while that is clean.  A file that is written on a
 waited for as long.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from fanoutfs.core.facts import Asked
 from fanoutfs.core.uploads import Uploads
@@ -15,16 +15,9 @@ from fanoutfs.errors import DeadlineError, FanoutError, TransientError
 class Awaited:
     """They are tried at once.  left: those that the store does not have yet, as of the last look."""
 
-    def __init__(
-        self,
-        uploads: Uploads,
-        further_names: Callable[[int], Iterable[int]],
-        inos: Iterable[int],
-        asked: Asked | None = None,
-    ) -> None:
-        """further_names: of an inode, by their cookies.  asked: also what is not uploaded by itself."""
+    def __init__(self, uploads: Uploads, inos: Iterable[int], asked: Asked | None = None) -> None:
+        """asked: also what is not uploaded by itself."""
         self._uploads = uploads
-        self._further_names = further_names
         self._asked = asked
         self._attempts: dict[int, int] = {}
         self._firsts: dict[int, int] = {}
@@ -37,7 +30,7 @@ class Awaited:
         waiting = set(self._uploads.waiting())
         left = self.left & waiting
         for ino in self.left - waiting:
-            for cookie in waiting.intersection(self._further_names(ino)):
+            for cookie in waiting.intersection(self._uploads.further_names(ino)):
                 self._firsts[cookie] = ino
                 left.add(cookie)
         left |= waiting.intersection(first for cookie, first in self._firsts.items() if cookie in left)

@@ -64,7 +64,7 @@ class Drains:
         inos = self._dirty_below(key)
         unsure = self._unsure(key, inos)
 
-        awaited = Awaited(self._uploads, self._publisher.facts.further_names, inos)
+        awaited = Awaited(self._uploads, inos)
         self._moves.retry()
 
         async def work(job: Job) -> None:
@@ -143,8 +143,6 @@ class Drains:
             return waiting
         with self._reader.begin() as txn:
             places = Places.of_reader(self._reader, txn, self._root_prefix)
-            links = {
-                ino: [ino, *places.records.links(ino)] for ino in waiting
-            }  # (each has an object of the one content)
-            keys = {ino: [places.key(each) for each in found] for ino, found in links.items()}
+            names = {ino: (ino, *places.records.links(ino)) for ino in waiting}  # each has an object of the one content
+            keys = {ino: [places.key(name) for name in found] for ino, found in names.items()}
         return [ino for ino, found in keys.items() if any(each and self._is_below(each, key) for each in found)]

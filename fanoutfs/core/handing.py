@@ -93,7 +93,7 @@ class Handing:
 
     async def _upload(self, job: Job, dirty: Mapping[int, str], storage_class: str) -> None:
         """Upload these and wait.  Raises what the store says when it refuses all that is left."""
-        awaited = Awaited(self._uploads, self._further_names, dirty, Asked(storage_class))
+        awaited = Awaited(self._uploads, dirty, Asked(storage_class))
         while awaited.left:
             left = awaited.left & dirty.keys()
             refused = {ino for ino in left if self._uploads.is_refused(ino)}
@@ -108,10 +108,6 @@ class Handing:
             if (refusal := awaited.refusal()) is not None:
                 raise refusal
             await trio.sleep(_LOOK_S)
-
-    def _further_names(self, ino: int) -> list[int]:
-        with self._reader.begin() as txn:
-            return self._reader.changed(txn).links(ino)
 
     async def _reclass(self, job: Job, files: Iterator[tuple[str, Inode]], count: int, storage_class: str) -> None:
         job.progress["files"] += count

@@ -109,9 +109,10 @@ class Holes:
                 mask, dropped_bytes, disk = await self._writer.run(DropBlocks(*part, -1).apply)
                 if mask:
                     dropped[part] = disk
-                elif part in self._unpunched:  # it went with its disk; else with its file
-                    del self._unpunched[part]
-                    self._unpunched |= {} if earlier is None else {part: earlier}
+                elif earlier is None:  # it went with its disk, or with its file
+                    self._unpunched.pop(part, None)
+                elif part in self._unpunched:
+                    self._unpunched[part] = earlier
                 freed += dropped_bytes
             await self._grace.wait()
             for part, disk in dropped.items():

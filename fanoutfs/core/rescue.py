@@ -36,12 +36,9 @@ class Rescue:
         if not self.is_all_cached(facts.inode):
             if isinstance(error, ArchivedError):
                 raise error  # (it can be restored: nothing of it is given up)
-            # (An earlier version may still be had from a bucket that keeps them.)
-            if (
-                not facts.inode.version_id
-                and facts.source
-                and await self._conflicts.remove_lost(facts.ino, facts.source)
-            ):
+            source = facts.source
+            may_be_kept = bool(facts.inode.version_id)  # as an earlier version, in a bucket that has such
+            if source is not None and not may_be_kept and await self._conflicts.remove_lost(facts.ino, source):
                 return
         log.warning("object of a renamed file cannot follow, uploading from the cache ino=%d: %s", facts.ino, error)
         try:

@@ -268,7 +268,7 @@ class Uploads:
         waited for; further hard links are, of which each is a copy of the first name's object.
         """
         await self._wait(ino, ino)
-        for cookie in self._publisher.facts.further_names(ino):
+        for cookie in self.further_names(ino):
             await self._wait(cookie, ino)
 
     async def _wait(self, ino: int, first: int) -> None:
@@ -316,6 +316,10 @@ class Uploads:
     def _will_leave(self, ino: int, entry: _Entry) -> bool:
         # Whose turn has not come yet does not know that it never will.
         return entry.is_under_way or self._publisher.is_to_free_staging(ino, is_asked=entry.asked is not None)
+
+    def further_names(self, ino: int) -> list[int]:
+        """Return the cookies of an inode's further names, whose objects are copies of the first one's."""
+        return self._publisher.facts.further_names(ino)
 
     def is_queued(self, ino: int) -> bool:
         """Tell whether an inode is in the queue."""
@@ -445,7 +449,7 @@ class Uploads:
         elif outcome is Outcome.CLEAN and not entry.is_again:
             self._entries.pop(ino, None)
             self._release(entry)
-            for cookie in self._publisher.facts.further_names(ino):
+            for cookie in self.further_names(ino):
                 self.take_up(cookie)  # their objects are copies of this one
         elif outcome is Outcome.CLEAN:
             entry.since = entry.changed_at

@@ -265,11 +265,12 @@ class LetGo:
         there = Places.of_transaction(txn, self.root_prefix).at(inode.key)
         owner = None if there in (None, self.ino) else txn.inode(there or 0)
         is_anothers = owner is not None and owner.key == inode.key
+        is_own = known is not None and known.ino == self.ino
         if not self.is_there:
             txn.delete_settings(intent_name(self.ino))  # the copy was refused: nothing of ours came to be
-        if known is not None and known.ino == self.ino and not self.is_there:
-            txn.changed.delete_departed(inode.key)
-        elif self.is_there and (known.ino == self.ino if known is not None else not is_anothers):
+            if is_own:
+                txn.changed.delete_departed(inode.key)
+        elif is_own or (known is None and not is_anothers):
             txn.changed.put_departed(inode.key, Departed(0, inode.version))
         txn.put_inode(replace(inode, key="", etag="", version_id="", flags=inode.flags | FLAG_LOCAL))
         return True

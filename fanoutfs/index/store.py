@@ -143,8 +143,7 @@ class IndexEnvironment:
     def file_bytes(self) -> int:
         """Return what the file occupies on disk, with the room behind its end and what else is kept for it."""
         ballast_bytes = 0 if self._ballast is None else self._ballast.bytes
-        with contextlib.suppress(FileNotFoundError):  # (somebody has removed it: LMDB has it open, and goes on)
-            self._file_bytes = os.stat(self.env.path()).st_blocks * 512
+        self._file_bytes = occupied_bytes(self.env, self._file_bytes)
         return self._file_bytes + ballast_bytes
 
     @property
@@ -270,6 +269,14 @@ class IndexEnvironment:
         if self._points is not None:
             self._points.close()
             self._points = None
+
+
+def occupied_bytes(env: lmdb.Environment, known_bytes: int) -> int:
+    """Return what an environment's file occupies on disk; known_bytes if somebody has removed it: LMDB goes on."""
+    try:
+        return os.stat(env.path()).st_blocks * 512
+    except FileNotFoundError:
+        return known_bytes
 
 
 def extend_to_header(env: lmdb.Environment) -> bool:

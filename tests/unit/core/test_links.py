@@ -91,7 +91,7 @@ async def test_who_waits_for_a_file_waits_for_its_further_names(tmp_path: Path) 
         uploads, ino = sender.outbound.uploads, (await sender.inode("a")).ino
         await sender.write("a", 0, b"new")
         assert uploads.waiting() == [ino]
-        awaited, seen = Awaited(uploads, sender.outbound.publisher.facts.further_names, [ino]), set[int]()
+        awaited, seen = Awaited(uploads, [ino]), set[int]()
         while awaited.left:
             seen |= awaited.left
             await trio.lowlevel.checkpoint()
@@ -131,7 +131,7 @@ async def test_wait_for_a_further_name_ends_with_what_refuses_the_first(
         monkeypatch.setattr(publisher, "_publish_content", content)
         monkeypatch.setattr(publisher, "_publish_link", link)
         await sender.write("a", 0, b"new")
-        awaited = Awaited(uploads, publisher.facts.further_names, [ino])
+        awaited = Awaited(uploads, [ino])
         with pytest.raises(BackendError, match="refused"):
             await uploads.wait(ino)
         while (refusal := awaited.refusal()) is None:
@@ -147,12 +147,7 @@ async def test_push_of_a_file_takes_its_further_names_along(tmp_path: Path) -> N
     ):
         await sender.create("a", b"new")
         await sender.link("a", "b")
-        awaited = Awaited(
-            sender.outbound.uploads,
-            sender.outbound.publisher.facts.further_names,
-            [(await sender.inode("a")).ino],
-            Asked(""),
-        )
+        awaited = Awaited(sender.outbound.uploads, [(await sender.inode("a")).ino], Asked(""))
         while awaited.left:
             await trio.sleep(0.01)
             awaited.look()
